@@ -1,0 +1,1 @@
+"""What runs on Ray: samplers, graders, trace buffer, collector, scorers, learner workers, weight publication."""

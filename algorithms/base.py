@@ -1,0 +1,100 @@
+"""The method interface. A method is a handful of hooks; samplers, buffer and learner do not know which one runs.
+
+A batch lives as follows. Online methods: the collector calls `collect` for one task after another, drops what `keep` refuses,
+and the learner consumes a fixed number of groups a step. Offline methods: the learner reads `dataset`. Then, for both, roles
+that declare `scores` read the batch, `credit` writes per-position weights over the *global* batch, and for every trainable
+role the learner runs a forward pass over micro-batches and asks `terms` for the loss.
+
+The same object is built in the collector (which calls `collect` and `keep`) and in every learner rank (the rest); they share
+no memory, so what `collect` needs to know of `credit`'s state must travel in `state`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+from actors.types import Actors, Group, SamplingParams
+from envs.base import Task
+from models.roles import RoleSpec
+from models.terms import Batch, Forward, Term
+from models.trace import Trace
+
+
+class AlgorithmConfig(BaseModel):
+    """Options every method has; a method subclasses this with its own. Unknown keys are refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    group_size: int = 8
+    """Traces sampled for each task (K)."""
+
+
+class Context:
+    """What a method may know of the run: sampling parameters, seed, and the tokenizer (built on first use)."""
+
+    def __init__(self, model_path: str, sampling: SamplingParams, seed: int, updates_per_batch: int = 1) -> None:
+        self.model_path = model_path
+        self.sampling = sampling
+        self.seed = seed
+        self.updates_per_batch = updates_per_batch
+        """Optimiser steps taken on one batch (epochs times mini-batches); 1 means every ratio starts at 1."""
+        self._tokenizer: Any = None
+
+    @property
+    def tokenizer(self) -> Any:
+        if self._tokenizer is None:
+            from models.loading import load_tokenizer
+
+            self._tokenizer = load_tokenizer(self.model_path)
+        return self._tokenizer
+
+
+class Algorithm:
+    """Base of every method. `Config` is its pydantic options class."""
+
+    Config: ClassVar[type[AlgorithmConfig]] = AlgorithmConfig
+    offline: ClassVar[bool] = False
+    """True for methods that read `dataset` and never sample."""
+
+    def __init__(self, config: AlgorithmConfig, context: Context) -> None:
+        self.config = config
+        self.context = context
+
+    @property
+    def roles(self) -> Mapping[str, RoleSpec]:
+        """The models that take part. "policy" is the one that samplers serve."""
+        return {"policy": RoleSpec(weights=self.context.model_path, trainable=True)}
+
+    async def collect(self, task: Task, actors: Actors) -> Group:
+        """Produce the traces of one task: by default `group_size` graded rollouts."""
+        return Group(task=task, traces=await actors.rollout(task, self.config.group_size))
+
+    def dataset(self, tasks: Iterable[Task]) -> Iterable[Trace]:
+        """Offline methods: the traces to learn from, in order, endless or finite."""
+        raise TypeError(f"{type(self).__name__} is an online method and has no dataset")
+
+    def keep(self, group: Group) -> bool:
+        """Whether a group enters the buffer. Must be a pure function of the group."""
+        return True
+
+    def credit(self, groups: Sequence[Group]) -> dict[str, float]:
+        """Write per-position credit into `Trace.weights` over the global batch; return metrics.
+
+        Runs on every rank over the same batch and must be deterministic. A masked trace gets no weights.
+        """
+        return {}
+
+    def terms(self, role: str, forward: Forward, batch: Batch) -> dict[str, Term]:
+        """The loss of one trainable role on one micro-batch, as named terms. Pure tensor functions."""
+        raise TypeError(f"{type(self).__name__} does not train the role {role!r}")
+
+    def state(self) -> dict[str, Any]:
+        """Memories, controllers and averages; part of every checkpoint."""
+        return {}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take up what `state` returned."""

@@ -1,0 +1,176 @@
+"""The run configuration: one typed tree, every key explained, unknown keys refused with the nearest known one.
+
+`load` merges three sources, later ones winning: defaults written here, the YAML file, `a.b=c` words of the command line; and
+remembers for every value where it came from (`posterior train CONFIG --dry-run` prints that).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+EMBEDDED = "embedded"
+"""Model path that stands for the toy model inside the package."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+
+class Lora(Section):
+    rank: PositiveInt = 16
+    """Rank of the adapters."""
+    alpha: PositiveFloat = 32.0
+    """Scale: the update is alpha / rank times B A."""
+    dropout: NonNegativeFloat = 0.0
+    """Dropout on the adapters' input."""
+    targets: list[str] | Literal["all-linear"] = "all-linear"
+    """Module names that get adapters."""
+
+
+class Model(Section):
+    path: str = EMBEDDED
+    """Folder in Hugging Face format, hub id, or "embedded" for the toy model inside the package."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Weights and arithmetic of sampler and learner (bfloat16: the learner keeps float32 master weights)."""
+    max_length: PositiveInt = 512
+    """Longest sequence, prompt and answer together, in tokens."""
+    lora: Lora | None = None
+    """Train low-rank adapters instead of all weights (peft); the sampler gets the merged weights."""
+    trust_remote_code: bool = False
+    """Allow model code from the hub to run."""
+
+
+class EnvConfig(Section):
+    name: str = "coding"
+    """A registered name, or an import path such as my_pkg.my_env:MyEnv."""
+    args: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of the environment class."""
+    workers: PositiveInt = 1
+    """Environment worker processes."""
+
+
+class Sampling(Section):
+    temperature: PositiveFloat = 1.0
+    """Softmax temperature while training."""
+    top_p: float = Field(1.0, gt=0.0, le=1.0)
+    """Nucleus truncation; 1 keeps everything."""
+    top_k: NonNegativeInt = 0
+    """Keep only the k likeliest tokens; 0 keeps everything."""
+    max_tokens: PositiveInt = 160
+    """Longest answer, thought included, in tokens."""
+
+
+class Optimiser(Section):
+    lr: PositiveFloat = 3e-4
+    """Learning rate of AdamW."""
+    warmup_steps: NonNegativeInt = 0
+    """Steps of linear warm-up from 0."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's averaging coefficients."""
+    eps: PositiveFloat = 1e-8
+    """AdamW's epsilon."""
+    weight_decay: NonNegativeFloat = 0.0
+    """AdamW's decoupled weight decay."""
+    grad_clip: PositiveFloat = 1.0
+    """Largest gradient norm."""
+
+
+class Train(Section):
+    steps: PositiveInt = 100
+    """Batches consumed in the run."""
+    batch_groups: PositiveInt = 8
+    """Groups (tasks) a batch; times group_size traces."""
+    epochs: PositiveInt = 1
+    """Passes over each batch."""
+    minibatches: PositiveInt = 1
+    """Optimiser steps a pass."""
+    token_budget: PositiveInt = 2048
+    """Padded positions (rows times longest row) of one micro-batch; memory, not the gradient, depends on it."""
+    staleness: NonNegativeInt = 0
+    """S: a batch of version v holds no group admitted before version v - S; 0 is synchronous."""
+    optimiser: Optimiser = Field(default_factory=Optimiser)
+    """Defaults for every trainable role."""
+    checkpoint_every: PositiveInt = 25
+    """Steps between checkpoints; one is always written at the end and on Ctrl-C."""
+    keep_checkpoints: PositiveInt = 2
+    """How many of the newest checkpoints to keep."""
+    max_bad_steps: PositiveInt = 3
+    """Consecutive steps with a non-finite loss or gradient after which the run stops."""
+    shuffle_rewards: bool = False
+    """Control: permute rewards over the whole batch, so that nothing can be learnt from them."""
+
+
+class Evaluation(Section):
+    every: NonNegativeInt = 20
+    """Steps between evaluations on held-out tasks (also before the first and after the last step); 0 never."""
+    splits: list[str] = Field(default_factory=lambda: ["test"])
+    """Held-out splits of the environment."""
+    tasks: PositiveInt = 128
+    """Tasks of each split."""
+    samples: PositiveInt = 1
+    """Answers per task."""
+    temperature: NonNegativeFloat = 1.0
+    """Sampling temperature of evaluation; 0 is greedy."""
+
+
+class Resources(Section):
+    address: str = "local"
+    """Ray cluster: "local" starts one for the run, "auto" joins a running one, or ray://host:port."""
+    samplers: PositiveInt = 1
+    """Sampler actors (each one vLLM engine)."""
+    sampler_cpus: NonNegativeFloat = 1
+    """CPUs reserved for each sampler."""
+    sampler_gpus: NonNegativeFloat = 0
+    """GPUs reserved for each sampler; a fraction shares one with the learner."""
+    sampler_threads: PositiveInt = 1
+    """Arithmetic threads of each sampler (CPU only)."""
+    learners: PositiveInt = 1
+    """Data-parallel learner workers."""
+    learner_cpus: NonNegativeFloat = 1
+    """CPUs reserved for each learner."""
+    learner_gpus: NonNegativeFloat = 0
+    """GPUs reserved for each learner."""
+    learner_threads: PositiveInt = 1
+    """Arithmetic threads of each learner (CPU only)."""
+    sharding: Literal["none", "fsdp2"] = "none"
+    """Shard weights, gradients and optimiser over the learners (needs GPUs)."""
+    max_restarts: NonNegativeInt = 3
+    """How often a dead actor or learner is brought back before the run stops with the cause."""
+
+
+class Log(Section):
+    traces_every: NonNegativeInt = 10
+    """Steps between dumps of sampled traces for the report; 0 never."""
+    trace_groups: PositiveInt = 4
+    """Groups in each dump."""
+    wandb: bool = False
+    """Log to Weights & Biases too (extra: wandb)."""
+    mlflow: bool = False
+    """Log to MLflow too (extra: mlflow)."""
+
+
+class RunConfig(Section):
+    name: str = "run"
+    """Name of the run, part of its folder's name."""
+    seed: NonNegativeInt = 0
+    """Seed of everything random in the run."""
+    model: Model = Field(default_factory=Model)
+    """The policy."""
+    env: EnvConfig = Field(default_factory=EnvConfig)
+    """What it is asked."""
+    algorithm: dict[str, Any] = Field(default_factory=lambda: {"name": "rlvr"})
+    """How it learns: `name` and the options of that method."""
+    reward: dict[str, Any] = Field(default_factory=lambda: {"env": 1.0})
+    """Weights of the parts of the reward."""
+    sampling: Sampling = Field(default_factory=Sampling)
+    """How traces are sampled."""
+    train: Train = Field(default_factory=Train)
+    """Batches, steps and the optimiser."""
+    eval: Evaluation = Field(default_factory=Evaluation)
+    """Held-out evaluation inside the run."""
+    resources: Resources = Field(default_factory=Resources)
+    """What runs where."""
+    log: Log = Field(default_factory=Log)
+    """What is written."""
