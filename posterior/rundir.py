@@ -1,0 +1,200 @@
+"""The run directory: where a run keeps everything it writes, and how each file is written so that a kill cannot spoil it.
+
+    config.yaml      the resolved configuration            traces/      sampled traces, one JSON line a group
+    metrics.jsonl    one JSON object a line                checkpoints/ weights, optimiser, buffer and RNG state
+    result.json      the final figures                     report.html  written by `posterior report`
+
+Metrics are appended, one whole line a write; small files are written aside, flushed to disk and renamed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Replace `path` by `text`: after a crash at any moment the file holds the old or the new text, never a part."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(aside, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the rename itself reaches the disk only with the folder
+    finally:
+        os.close(folder)
+
+
+def plain(value: Any) -> Any:
+    """`value` as standard JSON can hold it: numpy and torch scalars as numbers, NaN and infinities as null."""
+    if isinstance(value, bool) or value is None or isinstance(value, int | str):
+        return value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner) for inner in value]
+    if hasattr(value, "tolist"):  # numpy and torch, arrays and scalars
+        return plain(value.tolist())
+    return str(value)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON objects of a `.jsonl` file, [] if there is none. A last line cut by a kill is left out.
+
+    Raises ValueError, naming file and line, if another line is not a JSON object.
+    """
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")
+    rows: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError("not an object")
+        except ValueError as error:
+            if number == len(lines):  # no newline after it: the writer was stopped in the middle
+                break
+            raise ValueError(f"{path}, line {number}, is not a JSON object ({error}).") from None
+        rows.append(row)
+    return rows
+
+
+class RunDir:
+    """The paths of one run and the safe ways to write them. `path` is made absolute at once."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).expanduser().absolute()
+        self.config = self.path / "config.yaml"
+        self.metrics = self.path / "metrics.jsonl"
+        self.traces = self.path / "traces"
+        self.checkpoints = self.path / "checkpoints"
+        self.result = self.path / "result.json"
+        self.report = self.path / "report.html"
+
+    def __repr__(self) -> str:
+        return f"RunDir({str(self.path)!r})"
+
+    @classmethod
+    def create(cls, name: str, out: str | Path | None = None) -> RunDir:
+        """Make the folder of a new run: `out`, or runs/NAME-TIME under the working directory.
+
+        Raises FileExistsError if `out` is a file or a folder with something in it.
+        """
+        if out is None:
+            stem = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "run"
+            first = Path("runs") / f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+            path, attempt = first, 1
+            while True:  # two runs of one second get different folders: whoever makes it owns it
+                try:
+                    path.mkdir(parents=True)
+                    break
+                except FileExistsError:
+                    attempt += 1
+                    path = first.with_name(f"{first.name}-{attempt}")
+            run = cls(path)
+        else:
+            run = cls(out)
+            if run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
+                raise FileExistsError(
+                    f"{run.path} already holds something: choose another --out, or continue it with `posterior resume`."
+                )
+            run.path.mkdir(parents=True, exist_ok=True)
+        run.traces.mkdir()
+        run.checkpoints.mkdir()
+        return run
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunDir:
+        """An existing run. Raises FileNotFoundError if the folder holds neither a config nor metrics."""
+        run = cls(path)
+        if not run.path.is_dir():
+            raise FileNotFoundError(f"There is no run directory at {run.path}.")
+        if not (run.config.exists() or run.metrics.exists()):
+            raise FileNotFoundError(
+                f"{run.path} is not a run directory: it holds neither config.yaml nor metrics.jsonl."
+            )
+        return run
+
+    def append_metrics(self, row: Mapping[str, Any]) -> None:
+        """Add one row to metrics.jsonl in one write, newline included, handed to the system before this returns."""
+        line = json.dumps(plain(row), allow_nan=False).encode() + b"\n"
+        file = os.open(self.metrics, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            size = os.fstat(file).st_size
+            if size and os.pread(file, 1, size - 1) != b"\n":  # the rest of a killed writer's line
+                os.ftruncate(file, self.metrics.read_bytes().rfind(b"\n") + 1)
+            written = os.write(file, line)
+            while written < len(line):
+                written += os.write(file, line[written:])
+        finally:
+            os.close(file)
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """All rows of metrics.jsonl in order; a last line cut by a kill is left out."""
+        return read_lines(self.metrics)
+
+    def truncate_metrics(self, step: int) -> None:
+        """Forget what happened after the checkpoint of version `step`, which a resumed run will do again.
+
+        Drops training rows of batches `step` and later and evaluations of versions above `step`.
+        """
+        kept = []
+        for row in self.read_metrics():
+            if row.get("kind") == "eval":
+                late = row.get("version", row.get("step", 0)) > step
+            else:
+                late = row.get("step", -1) >= step
+            if not late:
+                kept.append(json.dumps(plain(row), allow_nan=False) + "\n")
+        write_atomic(self.metrics, "".join(kept))
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Write the resolved configuration as YAML, keys in the order given."""
+        write_atomic(self.config, yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True))
+
+    def read_config(self) -> dict[str, Any]:
+        """The resolved configuration, {} if none is there yet. Raises ValueError if it is not a YAML mapping."""
+        if not self.config.exists():
+            return {}
+        try:
+            config = yaml.safe_load(self.config.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise ValueError(f"{self.config} is not valid YAML ({error}).") from None
+        if not isinstance(config, dict):
+            raise ValueError(f"{self.config} does not hold a mapping.")
+        return config
+
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        """Write result.json: write aside, flush to disk, rename."""
+        write_atomic(self.result, json.dumps(plain(result), allow_nan=False, indent=2) + "\n")
+
+    def read_result(self) -> dict[str, Any]:
+        """The final figures, {} while the run has none. Raises ValueError if the file is not a JSON object."""
+        if not self.result.exists():
+            return {}
+        try:
+            result = json.loads(self.result.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{self.result} is not valid JSON ({error}).") from None
+        if not isinstance(result, dict):
+            raise ValueError(f"{self.result} does not hold an object.")
+        return result
