@@ -1,4 +1,4 @@
-"""The run directory: where a run keeps everything it writes, and how each file is written so that a kill cannot spoil it.
+"""The run directory: where a run keeps everything it writes, written so that a kill cannot spoil it.
 
     config.yaml      the resolved configuration            traces/      sampled traces, one JSON line a group
     metrics.jsonl    one JSON object a line                checkpoints/ weights, optimiser, buffer and RNG state
@@ -9,6 +9,7 @@ Metrics are appended, one whole line a write; small files are written aside, flu
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
@@ -139,6 +140,7 @@ class RunDir:
         line = json.dumps(plain(row), allow_nan=False).encode() + b"\n"
         file = os.open(self.metrics, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
+            fcntl.flock(file, fcntl.LOCK_EX)  # another writer's line may be half there; closing unlocks
             size = os.fstat(file).st_size
             if size and os.pread(file, 1, size - 1) != b"\n":  # the rest of a killed writer's line
                 os.ftruncate(file, self.metrics.read_bytes().rfind(b"\n") + 1)

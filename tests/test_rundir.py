@@ -17,9 +17,12 @@ def test_create_default_is_absolute_and_unique(tmp_path: Path, monkeypatch: pyte
     monkeypatch.chdir(tmp_path)
     first, second = RunDir.create("a b/c"), RunDir.create("a b/c")
     monkeypatch.chdir("/")
-    assert first.path.is_absolute() and first.path != second.path
-    assert first.path.parent == tmp_path / "runs" and first.path.name.startswith("a-b-c-")
-    assert first.traces.is_dir() and first.checkpoints.is_dir()
+    assert first.path.is_absolute()
+    assert first.path != second.path
+    assert first.path.parent == tmp_path / "runs"
+    assert first.path.name.startswith("a-b-c-")
+    assert first.traces.is_dir()
+    assert first.checkpoints.is_dir()
 
 
 def test_create_refuses_a_folder_in_use(tmp_path: Path) -> None:
@@ -93,7 +96,8 @@ def test_truncate_keeps_what_a_resumed_run_will_not_repeat(tmp_path: Path) -> No
 
 def test_result_and_config(tmp_path: Path) -> None:
     run = RunDir.create("x", tmp_path / "r")
-    assert run.read_result() == {} and run.read_config() == {}
+    assert run.read_result() == {}
+    assert run.read_config() == {}
     run.write_result({"gain": np.float64(0.25), "bad": math.nan})
     assert run.read_result() == {"gain": 0.25, "bad": None}
     run.write_config({"name": "ä", "path": tmp_path, "betas": (0.9, 0.95)})
@@ -109,7 +113,8 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     write_atomic(path, "old")
     with pytest.raises(UnicodeEncodeError):
         write_atomic(path, "\ud800")
-    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_plain_is_standard_json() -> None:
