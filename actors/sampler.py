@@ -1,0 +1,370 @@
+"""TokenSampler: a Ray actor around vLLM's in-process engine.
+
+The engine steps in a thread of its own. Everything that touches it (new requests, weights, pauses) is a closure put on a queue
+that the thread drains between two steps, so requests join and leave a running batch and weights change while others are in
+flight. Token ids in, token ids and log-probabilities out.
+
+    async method ──► queue of closures ──► engine thread: drain, step, drain, step ... ──► futures on the actor's event loop
+
+A sampler that was restarted after a death holds the weights of its model folder, not the current ones: it refuses work
+(`NotArmed`) until `update_weights` has been called once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import queue
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from actors.types import Prefix, Sample, SamplingParams
+from models.trace import Kind
+
+log = logging.getLogger("posterior.sampler")
+
+
+class NotArmed(RuntimeError):
+    """The sampler does not hold the current weights yet."""
+
+
+class EngineDied(RuntimeError):
+    """The engine raised; the message holds its traceback. The actor exits and is restarted."""
+
+
+def sampler_environment(threads: int) -> dict[str, str]:
+    """Environment variables that a sampler's process needs before vLLM is imported."""
+    return {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
+        "VLLM_NO_USAGE_STATS": "1",
+        "OMP_NUM_THREADS": str(threads),
+        # a spinning thread pool collapses when another process needs the core
+        "OMP_WAIT_POLICY": "passive",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+
+
+@dataclass
+class _Call:
+    """One `sample` or `score` call: its requests still running, and where the answers go."""
+
+    future: asyncio.Future[Any]
+    loop: asyncio.AbstractEventLoop
+    left: int
+    out: list[Any]
+    place: dict[str, int] = field(default_factory=dict)
+    started: float = field(default_factory=time.perf_counter)
+
+    def resolve(self) -> None:
+        self.loop.call_soon_threadsafe(lambda: self.future.done() or self.future.set_result(self.out))
+
+    def fail(self, error: BaseException) -> None:
+        self.loop.call_soon_threadsafe(lambda: self.future.done() or self.future.set_exception(error))
+
+
+class TokenSampler:
+    """See the module's docstring. Build it with `ray.remote(TokenSampler).options(...)`, or directly in a test.
+
+    path: model folder. dtype: "float32" or "bfloat16". max_length: prompt and answer together. stop_ids: ids that end a
+    sequence. memory_mb: key/value cache on CPU; None sizes it for 256 sequences of half length, at most 4 GB.
+    armed: whether the folder's weights are the current ones (False for the run's samplers, which wait for the learner).
+    """
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        dtype: str = "float32",
+        max_length: int = 512,
+        stop_ids: Sequence[int] = (),
+        memory_mb: int | None = None,
+        gpu_memory_utilization: float = 0.4,
+        trust_remote_code: bool = False,
+        armed: bool = False,
+    ) -> None:
+        import torch
+        from vllm import LLM
+
+        from actors import vllm_weights
+
+        vllm_weights.register()
+        self._weights = vllm_weights
+        self.max_length = max_length
+        self.stop_ids = list(stop_ids)
+        on_gpu = torch.cuda.is_available()
+        device: dict[str, Any]
+        if on_gpu:
+            device = {"gpu_memory_utilization": gpu_memory_utilization, "enable_sleep_mode": True}
+        else:
+            # eager: compilation costs 10-20 s of start and pays only at small batch on CPU
+            device = {"enforce_eager": True, "block_size": 32, "kv_cache_memory_bytes": _cache_bytes(path, max_length, memory_mb)}
+        self.llm = LLM(
+            path,
+            dtype=dtype,
+            max_model_len=max_length,
+            max_num_seqs=256,
+            max_num_batched_tokens=max(8192, max_length),
+            # log-probabilities of the distribution that was sampled from: temperature and truncation applied
+            logprobs_mode="processed_logprobs",
+            skip_tokenizer_init=True,
+            disable_log_stats=True,
+            trust_remote_code=trust_remote_code,
+            weight_transfer_config={"backend": vllm_weights.BACKEND},
+            **device,
+        )
+        self.llm.init_weight_transfer_engine({"init_info": {}})
+        self.engine = self.llm.llm_engine
+        self.version = 0
+        self.armed = armed
+        self._queue: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._calls: dict[str, _Call] = {}
+        self._serial = 0
+        self._paused = False
+        self._stats = {"tokens": 0, "steps": 0, "busy": 0.0, "updates": 0, "update_seconds": 0.0}
+        self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
+        self._thread.start()
+
+    # ---- the actor's interface ------------------------------------------------------------------------------------------
+
+    async def sample(self, prefixes: Sequence[Prefix], params: SamplingParams) -> list[Sample]:
+        """Continue every prefix once. Seeds are the prefixes' own. Raises ValueError naming a prefix that is too long."""
+        self._check_armed()
+        for prefix in prefixes:
+            if (prefix.kind == Kind.LATENT).any():
+                raise ValueError("a token sampler cannot continue a prefix with latent positions; use a latent thinker")
+            if len(prefix.token) >= self.max_length:
+                raise ValueError(
+                    f"the prompt of {prefix.group or 'a task'} has {len(prefix.token)} tokens but model.max_length is "
+                    f"{self.max_length}; raise model.max_length or shorten the prompt"
+                )
+        return await self._submit(len(prefixes), lambda call: self._add_samples(call, prefixes, params))
+
+    async def score(self, rows: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """float32[T] log-probability of every given token under temperature 1; NaN at the first position."""
+        self._check_armed()
+        return await self._submit(len(rows), lambda call: self._add_scores(call, rows))
+
+    async def update_weights(self, arrays: dict[str, np.ndarray], version: int) -> float:
+        """Take new weights between two engine steps; returns seconds. Requests in flight go on under the new policy."""
+
+        def apply() -> float:
+            start = time.perf_counter()
+            self._weights.update(self.llm, arrays, version)
+            self.version, self.armed = version, True
+            seconds = time.perf_counter() - start
+            self._stats["updates"] += 1
+            self._stats["update_seconds"] += seconds
+            return seconds
+
+        return await self._do(apply)
+
+    async def pause(self) -> None:
+        """Stop stepping after the current step; requests are kept and new ones queue."""
+        await self._do(lambda: setattr(self, "_paused", True))
+
+    async def resume(self) -> None:
+        await self._do(lambda: setattr(self, "_paused", False))
+
+    async def sleep(self, level: int = 1) -> None:
+        """Give the GPU's memory back while the learner works (colocated runs); needs an idle engine. No effect on CPU."""
+        await self._do(lambda: self.llm.sleep(level) if _has_gpu() else None)
+
+    async def wake(self) -> None:
+        await self._do(lambda: self.llm.wake_up() if _has_gpu() else None)
+
+    async def abort_all(self) -> int:
+        """Drop every running request (their callers get an error); returns how many."""
+
+        def abort() -> int:
+            ids = list(self._calls)
+            if ids:
+                self.engine.abort_request(ids)
+            for call in {id(c): c for c in self._calls.values()}.values():
+                call.fail(asyncio.CancelledError("aborted"))
+            self._calls.clear()
+            return len(ids)
+
+        return await self._do(abort)
+
+    async def stats(self) -> dict[str, Any]:
+        """Totals since start: tokens, steps, busy seconds, updates; and what holds now."""
+        return {**self._stats, "version": self.version, "armed": self.armed, "running": len(self._calls), "pid": os.getpid()}
+
+    # ---- engine thread --------------------------------------------------------------------------------------------------
+
+    def _loop(self) -> None:
+        try:
+            while True:
+                working = self.engine.has_unfinished_requests() and not self._paused
+                self._drain(block=not working)
+                if self._paused or not self.engine.has_unfinished_requests():
+                    continue
+                start = time.perf_counter()
+                for output in self.engine.step():
+                    if output.finished:
+                        self._finish(output)
+                self._stats["busy"] += time.perf_counter() - start
+                self._stats["steps"] += 1
+        except BaseException:
+            # an engine that raised cannot be trusted: tell the callers why, then take the actor down to be restarted
+            cause = traceback.format_exc()
+            log.error("the vLLM engine died:\n%s", cause)
+            for call in {id(c): c for c in self._calls.values()}.values():
+                call.fail(EngineDied(cause))
+            time.sleep(0.5)
+            os._exit(17)
+
+    def _drain(self, block: bool) -> None:
+        while True:
+            try:
+                todo = self._queue.get() if block else self._queue.get_nowait()
+            except queue.Empty:
+                return
+            todo()
+            block = False
+
+    def _finish(self, output: Any) -> None:
+        call = self._calls.pop(output.request_id, None)
+        if call is None:
+            return
+        at = call.place[output.request_id]
+        call.out[at] = call.out[at](output)
+        call.left -= 1
+        if call.left == 0:
+            call.resolve()
+
+    def _add_samples(self, call: _Call, prefixes: Sequence[Prefix], params: SamplingParams) -> None:
+        from vllm import SamplingParams as EngineParams
+        from vllm.sampling_params import RequestOutputKind
+
+        for i, prefix in enumerate(prefixes):
+            engine_params = EngineParams(
+                temperature=params.temperature,
+                top_p=params.top_p,
+                top_k=params.top_k or -1,
+                max_tokens=min(params.max_tokens, self.max_length - len(prefix.token)),
+                seed=prefix.seed,
+                stop_token_ids=[*self.stop_ids, *params.stop_ids],
+                logprobs=0,
+                flat_logprobs=True,
+                detokenize=False,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
+            call.out[i] = lambda output: self._sample_of(output, call)
+            self._add(call, i, prefix.token, engine_params)
+
+    def _add_scores(self, call: _Call, rows: Sequence[np.ndarray]) -> None:
+        from vllm import SamplingParams as EngineParams
+        from vllm.sampling_params import RequestOutputKind
+
+        params = EngineParams(
+            max_tokens=1, prompt_logprobs=0, flat_logprobs=True, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY
+        )
+        for i, row in enumerate(rows):
+            call.out[i] = lambda output, row=row: _given_logprobs(output.prompt_logprobs, row)
+            self._add(call, i, row, params)
+
+    def _add(self, call: _Call, at: int, token: np.ndarray, params: Any) -> None:
+        self._serial += 1
+        name = str(self._serial)
+        self.engine.add_request(name, {"prompt_token_ids": token.tolist()}, params)
+        call.place[name] = at
+        self._calls[name] = call
+
+    def _sample_of(self, output: Any, call: _Call) -> Sample:
+        completion = output.outputs[0]
+        token = np.asarray(completion.token_ids, np.int32)
+        self._stats["tokens"] += len(token)
+        version = np.full(len(token), self.version, np.int32)
+        for span in completion.weight_versions or []:
+            version[span.start : span.end] = int(span.version) if span.version.lstrip("-").isdigit() else 0
+        return Sample(
+            token=token,
+            logprob=_given_logprobs(completion.logprobs, token),
+            version=version,
+            latent=np.zeros(len(token), bool),
+            finish="length" if completion.finish_reason == "length" else "stop",
+            seconds=time.perf_counter() - call.started,
+        )
+
+    # ---- crossing from the event loop to the engine thread -----------------------------------------------------------------
+
+    def _check_armed(self) -> None:
+        if not self.armed:
+            raise NotArmed("this sampler was (re)started and does not hold the current weights yet")
+
+    async def _submit(self, n: int, add: Callable[[_Call], None]) -> Any:
+        if n == 0:
+            return []
+        loop = asyncio.get_running_loop()
+        call = _Call(loop.create_future(), loop, n, [None] * n)
+
+        def todo() -> None:
+            try:
+                add(call)
+            except Exception as error:
+                # a request that vLLM refuses is the caller's error; the engine goes on
+                mine = [name for name in call.place if name in self._calls]
+                for name in mine:
+                    del self._calls[name]
+                if mine:
+                    self.engine.abort_request(mine)
+                call.fail(error)
+
+        self._queue.put(todo)
+        return await call.future
+
+    async def _do(self, action: Callable[[], Any]) -> Any:
+        loop = asyncio.get_running_loop()
+        call = _Call(loop.create_future(), loop, 1, [])
+
+        def todo() -> None:
+            try:
+                call.out = action()
+            except Exception as error:
+                call.fail(error)
+                return
+            call.resolve()
+
+        self._queue.put(todo)
+        return await call.future
+
+
+def _given_logprobs(flat: Any, token: np.ndarray) -> np.ndarray:
+    """float32[n]: from vLLM's flat log-probabilities, the entry of the given token at each position."""
+    if flat is None:
+        raise RuntimeError("vLLM returned no log-probabilities")
+    out = np.full(len(token), np.nan, np.float32)
+    starts, ends = flat.start_indices, flat.end_indices
+    for t, wanted in enumerate(token.tolist()):
+        for j in range(starts[t], ends[t]):
+            if flat.token_ids[j] == wanted:
+                out[t] = flat.logprobs[j]
+                break
+    return out
+
+
+def _cache_bytes(path: str, max_length: int, memory_mb: int | None) -> int:
+    if memory_mb is not None:
+        return memory_mb * 2**20
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(path)
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    per_token = 2 * config.num_hidden_layers * heads * head_dim * 4
+    return int(min(max(per_token * max_length * 128, 64 * 2**20), 4 * 2**30))
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()

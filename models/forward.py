@@ -1,0 +1,210 @@
+"""Batches of readings and the token thinker's forward pass over them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from models.loading import RoleModel
+from models.roles import Template
+from models.terms import Batch
+from models.trace import Kind, Trace, View
+
+CHUNK_LOGITS = 1 << 24
+"""Logits held at once by the log-softmax; above it, chunks are recomputed in the backward pass."""
+
+
+class Distribution(NamedTuple):
+    """What a token was drawn from: softmax(logits / temperature), then top-k, then top-p, renormalised."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+
+
+def make_view(trace: Trace, template: Template | None) -> View:
+    return trace.view(None if template is None else template(trace))
+
+
+def plan_microbatches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
+    """Split rows into micro-batches of at most `token_budget` padded positions, rows of like length together.
+
+    A single row longer than the budget gets a micro-batch of its own. Returns row indices; every row appears once.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
+    plan: list[list[int]] = []
+    for row in order:
+        # ascending order: this row is the longest so far
+        if plan and (len(plan[-1]) + 1) * lengths[row] <= token_budget:
+            plan[-1].append(row)
+        else:
+            plan.append([row])
+    return plan
+
+
+def collate(traces: Sequence[Trace], views: Sequence[View], device: torch.device | str = "cpu") -> Batch:
+    """Pad readings on the right and gather every per-position field of their traces (see `Batch`)."""
+    rows, longest = len(views), max(len(v) for v in views)
+    token = np.zeros((rows, longest), np.int64)
+    kind = np.full((rows, longest), Kind.CONTEXT, np.uint8)
+    scored = np.zeros((rows, longest), bool)
+    names = {"logprob", "reward"}
+    for trace in traces:
+        names.update(trace.weights)
+        names.update(f"score/{role}" for role in trace.scores)
+    fields = {name: np.zeros((rows, longest), np.float32) for name in names}
+    for b, (trace, view) in enumerate(zip(traces, views, strict=True)):
+        n = len(view)
+        token[b, :n] = view.token
+        kind[b, :n] = view.kind
+        wanted = trace.sampled | (trace.kind == Kind.TARGET)
+        own = view.index >= 0
+        scored[b, :n] = own & wanted[np.where(own, view.index, 0)]
+        scored[b, 0] = False  # nothing precedes the first token
+        sources = {"logprob": trace.logprob, "reward": trace.reward, **trace.weights}
+        sources.update({f"score/{role}": score.values for role, score in trace.scores.items()})
+        for name, values in sources.items():
+            fields[name][b, :n] = np.nan_to_num(view.gather(values))
+    return Batch(
+        token_BT=torch.from_numpy(token).to(device),
+        kind_BT=torch.from_numpy(kind).to(device),
+        length_B=torch.tensor([len(v) for v in views], device=device),
+        scored_BT=torch.from_numpy(scored).to(device),
+        fields={name: torch.from_numpy(array).to(device) for name, array in fields.items()},
+        traces=traces,
+        views=views,
+    )
+
+
+def truncate(logits_NV: Tensor, token_N: Tensor, top_p: float, top_k: int) -> Tensor:
+    """Set to -inf what top-k and then top-p sampling would drop; the given token always stays.
+
+    The same order and rule as vLLM: top-k keeps the k largest; top-p keeps the smallest set of the largest whose mass reaches
+    p. Keeping the given token makes the log-probability finite when the current policy would have dropped it: its support
+    is then the kept set and that one token.
+    """
+    keep = torch.ones_like(logits_NV, dtype=torch.bool)
+    with torch.no_grad():
+        if 0 < top_k < logits_NV.shape[-1]:
+            threshold = logits_NV.topk(top_k, -1).values[:, -1:]
+            keep &= logits_NV >= threshold
+        if top_p < 1.0:
+            kept = logits_NV.masked_fill(~keep, -torch.inf)
+            ordered, where = kept.sort(-1)
+            below = ordered.softmax(-1).cumsum(-1) <= 1 - top_p
+            below[:, -1] = False
+            keep &= ~torch.zeros_like(below).scatter(-1, where, below)
+        keep.scatter_(-1, token_N[:, None], True)
+    return logits_NV.masked_fill(~keep, -torch.inf)
+
+
+def token_logprobs(logits_NV: Tensor, token_N: Tensor, distribution: Distribution) -> tuple[Tensor, Tensor]:
+    """(float32[N] log-probability of the tokens, float32[N] entropy in nats) under a sampling distribution."""
+    logits = logits_NV.float() / distribution.temperature
+    if distribution.top_k or distribution.top_p < 1.0:
+        logits = truncate(logits, token_N, distribution.top_p, distribution.top_k)
+    logp = torch.log_softmax(logits, -1)
+    entropy = -(logp.exp() * logp.masked_fill(logp == -torch.inf, 0.0)).sum(-1)
+    return logp.gather(-1, token_N[:, None])[:, 0], entropy
+
+
+class TokenForward:
+    """The forward pass of a token thinker over one batch (see `models.terms.Forward`)."""
+
+    def __init__(self, model: RoleModel, batch: Batch, distribution: Distribution = Distribution()) -> None:
+        if bool((batch.kind_BT == Kind.LATENT).any()):
+            raise ValueError("this batch has latent positions; a token thinker cannot read them")
+        self.model = model
+        self.batch = batch
+        self.distribution = distribution
+
+    @cached_property
+    def hidden_BTD(self) -> Tensor:
+        return self.model.hidden(self.batch.token_BT)
+
+    @cached_property
+    def _scores(self) -> tuple[Tensor, Tensor]:
+        scored = self.batch.scored_BT
+        # the hidden state at t-1 predicts the token at t
+        hidden = self.hidden_BTD[:, :-1][scored[:, 1:]]
+        token = self.batch.token_BT[scored]
+        logprob, entropy = self._chunked(hidden, token)
+        zeros = torch.zeros(scored.shape, dtype=torch.float32, device=scored.device)
+        return zeros.masked_scatter(scored, logprob), zeros.masked_scatter(scored, entropy)
+
+    def _chunked(self, hidden_ND: Tensor, token_N: Tensor) -> tuple[Tensor, Tensor]:
+        vocabulary = self.model.base.config.vocab_size
+        size = max(1, CHUNK_LOGITS // vocabulary)
+
+        def part(hidden: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
+            return token_logprobs(self.model.logits(hidden), token, self.distribution)
+
+        if len(token_N) <= size:
+            return part(hidden_ND, token_N)
+        run: Callable[..., tuple[Tensor, Tensor]] = part
+        if torch.is_grad_enabled():
+            run = lambda h, t: checkpoint(part, h, t, use_reentrant=False)  # noqa: E731
+        pieces = [run(h, t) for h, t in zip(hidden_ND.split(size), token_N.split(size), strict=True)]
+        return torch.cat([p[0] for p in pieces]), torch.cat([p[1] for p in pieces])
+
+    @property
+    def logprobs_BT(self) -> Tensor:
+        return self._scores[0]
+
+    @property
+    def entropy_BT(self) -> Tensor:
+        return self._scores[1]
+
+    @cached_property
+    def values_BT(self) -> Tensor:
+        return self.model.value(self.hidden_BTD)
+
+    @property
+    def latents(self) -> Tensor | None:
+        return None
+
+    def __call__(self, latents: Tensor) -> TokenForward:
+        raise TypeError("a token thinker has no latents to replace")
+
+
+@torch.no_grad()
+def score_traces(
+    model: RoleModel,
+    traces: Sequence[Trace],
+    *,
+    template: Template | None = None,
+    head: str = "lm",
+    distribution: Distribution = Distribution(),
+    token_budget: int = 8192,
+    device: torch.device | str = "cpu",
+) -> list[np.ndarray]:
+    """What a role says about each position of each trace: float32[T] per trace, NaN where it says nothing.
+
+    "lm": log-probabilities of sampled and given-answer tokens. "value": a number at every position of the view. "scalar": one
+    number, at the view's last own position.
+    """
+    views = [make_view(trace, template) for trace in traces]
+    out: list[np.ndarray] = [np.zeros(0, np.float32)] * len(traces)
+    was_training = model.training
+    model.eval()
+    for rows in plan_microbatches([len(v) for v in views], token_budget):
+        batch = collate([traces[i] for i in rows], [views[i] for i in rows], device)
+        forward = TokenForward(model, batch, distribution)
+        values_BT = (forward.logprobs_BT if head == "lm" else forward.values_BT).cpu().numpy()
+        scored_BT = batch.scored_BT.cpu().numpy()
+        for b, i in enumerate(rows):
+            view = views[i]
+            values = values_BT[b, : len(view)].astype(np.float32)
+            if head == "lm":
+                values = np.where(scored_BT[b, : len(view)], values, np.nan)
+            elif head == "scalar":
+                values = np.where(np.arange(len(view)) == len(view) - 1, values, np.nan)
+            out[i] = view.scatter(values, len(traces[i]))
+    model.train(was_training)
+    return out

@@ -1,0 +1,177 @@
+"""Loading and saving models and tokenizers in Hugging Face format, with or without LoRA adapters and heads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class ModelError(ValueError):
+    """A model cannot be loaded; the message is one sentence that says what to mend."""
+
+
+def check_model_path(path: str) -> None:
+    """Raise `ModelError` if a local folder is named that holds no model. Hub ids (no such folder, form a/b) pass."""
+    folder = Path(path)
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ModelError(f"model folder {path} has no config.json; save the model with save_pretrained() into it")
+        if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
+            raise ModelError(f"model folder {path} has no weights (*.safetensors); save the model with save_pretrained() into it")
+    elif folder.is_absolute() or path.startswith(".") or path.count("/") != 1:
+        raise ModelError(f"there is no model folder {path}; give a folder in Hugging Face format, a hub id or \"embedded\"")
+
+
+def load_tokenizer(path: str, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a model folder or hub id; a missing pad token becomes the end token."""
+    from transformers import AutoTokenizer
+
+    check_model_path(path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"no tokenizer can be loaded from {path}: {_first_line(error)}") from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def stop_ids(path: str, tokenizer: Any) -> tuple[int, ...]:
+    """The ids that end a generation: the tokenizer's end token and those of generation_config.json."""
+    ids = {tokenizer.eos_token_id}
+    config = Path(path) / "generation_config.json"
+    if config.is_file():
+        listed = json.loads(config.read_text()).get("eos_token_id")
+        ids.update(listed if isinstance(listed, list) else [listed])
+    return tuple(sorted(i for i in ids if i is not None))
+
+
+class RoleModel(nn.Module):
+    """A causal language model with an optional head of one output a position.
+
+    lm: the Hugging Face model. head: None, or a linear layer [D -> 1] initialised at zero, so that a fresh value is 0.
+    """
+
+    def __init__(self, lm: Any, head: nn.Linear | None = None) -> None:
+        super().__init__()
+        self.lm = lm
+        self.head = head
+
+    @property
+    def base(self) -> Any:
+        """The language model without adapters' wrapper."""
+        return self.lm.get_base_model() if hasattr(self.lm, "get_base_model") else self.lm
+
+    def hidden(self, token_BT: Tensor) -> Tensor:
+        """Final hidden states [B, T, D], after the last norm, of right-padded ids. Causal attention makes a mask needless."""
+        return self.base.model(input_ids=token_BT, use_cache=False).last_hidden_state
+
+    def logits(self, hidden_ND: Tensor) -> Tensor:
+        """[N, V] logits of selected hidden states."""
+        return self.base.lm_head(hidden_ND)
+
+    def value(self, hidden_BTD: Tensor) -> Tensor:
+        """float32[B, T] of the head."""
+        if self.head is None:
+            raise RuntimeError("this role has no value head")
+        return self.head(hidden_BTD.to(self.head.weight.dtype)).squeeze(-1).float()
+
+
+def load_role(
+    path: str,
+    *,
+    dtype: str = "float32",
+    head: str = "lm",
+    lora: dict[str, Any] | None = None,
+    trust_remote_code: bool = False,
+) -> RoleModel:
+    """Load one role's model.
+
+    head "value" or "scalar" adds the linear head (weights from head.safetensors in the folder if present). lora: keyword
+    arguments rank, alpha, dropout, targets. Raises ModelError with one sentence.
+    """
+    from transformers import AutoModelForCausalLM
+
+    check_model_path(path)
+    try:
+        lm = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype], trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"no causal language model can be loaded from {path}: {_first_line(error)}") from error
+    linear = None
+    if head != "lm":
+        linear = nn.Linear(lm.config.hidden_size, 1, dtype=torch.float32)
+        nn.init.zeros_(linear.weight)
+        nn.init.zeros_(linear.bias)
+        saved = Path(path) / "head.safetensors"
+        if saved.is_file():
+            from safetensors.torch import load_file
+
+            linear.load_state_dict(load_file(saved))
+    if lora is not None:
+        from peft import LoraConfig, get_peft_model
+
+        lm = get_peft_model(
+            lm,
+            LoraConfig(
+                r=lora["rank"],
+                lora_alpha=lora["alpha"],
+                lora_dropout=lora["dropout"],
+                target_modules=lora["targets"],
+                task_type="CAUSAL_LM",
+            ),
+        )
+    return RoleModel(lm, linear)
+
+
+def merged_weights(model: RoleModel) -> dict[str, np.ndarray]:
+    """The language model's weights as the sampler wants them: Hugging Face names, float32 arrays, adapters merged in.
+
+    Tied weights appear once. Sharded weights are gathered (a collective: every rank must call it).
+    """
+    lm = model.lm
+    adapted = hasattr(lm, "merge_adapter")
+    if adapted:
+        lm.merge_adapter()
+    try:
+        out: dict[str, np.ndarray] = {}
+        for name, parameter in model.base.named_parameters():
+            if "lora_" in name:
+                continue
+            tensor = parameter.detach()
+            if hasattr(tensor, "full_tensor"):
+                tensor = tensor.full_tensor()
+            # copy: the array must not change under the sampler when the optimiser takes its next step
+            out[name.replace(".base_layer.", ".")] = tensor.float().cpu().numpy().copy()
+        return out
+    finally:
+        if adapted:
+            lm.unmerge_adapter()
+
+
+def save_role(model: RoleModel, folder: Path, tokenizer: Any | None) -> None:
+    """Write a role in Hugging Face format (adapters merged; the head beside it as head.safetensors)."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    base = model.base
+    dtype = next(base.parameters()).dtype
+    state = {name: torch.from_numpy(array).to(dtype) for name, array in merged_weights(model).items()}
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    base.config.save_pretrained(folder)
+    if base.generation_config is not None:
+        base.generation_config.save_pretrained(folder)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    if model.head is not None:
+        save_file(model.head.state_dict(), folder / "head.safetensors")
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0]
