@@ -1,0 +1,150 @@
+"""demo, train, resume, eval, doctor, report and chat: thin wires from parsed words to the modules that do the work."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from posterior.config_load import ConfigError, Resolved, describe, load, parse_words
+
+
+def demo(args: argparse.Namespace) -> dict[str, Any]:
+    return _train(load(_demo_config(), run_words(args)), args)
+
+
+def train(args: argparse.Namespace) -> dict[str, Any]:
+    return _train(load(args.config, run_words(args)), args)
+
+
+def run_words(args: argparse.Namespace) -> list[str]:
+    """The `a.b=c` words of a run, with --unsafe-local among them."""
+    return [*args.words, *(["env.args.unsafe_local=true"] if args.unsafe_local else [])]
+
+
+def env_args(args: argparse.Namespace) -> dict[str, Any]:
+    """The environment's arguments of `eval` and `envs check`."""
+    return parse_words([*args.words, *(["unsafe_local=true"] if args.unsafe_local else [])])
+
+
+def _demo_config() -> Path:
+    """The demo's configuration: beside the packages in a checkout."""
+    path = Path(__file__).resolve().parents[2] / "tune_configs" / "demo.yaml"
+    if not path.is_file():
+        raise ConfigError(f"the demo's configuration {path} is missing; run from a checkout of Posterior")
+    return path
+
+
+def _train(resolved: Resolved, args: argparse.Namespace) -> dict[str, Any]:
+    if args.dry_run:
+        if not args.json:
+            print(describe(resolved))
+        config = resolved.config.model_dump(mode="json")
+        return {"config": config, "sources": resolved.sources, "implied": resolved.implied}
+    from posterior.train import train as run
+
+    result = run(resolved, args.out, args.json)
+    _show_run(result, args)
+    return result
+
+
+def resume(args: argparse.Namespace) -> dict[str, Any]:
+    from posterior.train import resume as run
+
+    result = run(_folder(args.run_dir))
+    _show_run(result, args)
+    return result
+
+
+def evaluate(args: argparse.Namespace) -> dict[str, Any]:
+    from posterior.evaluate import evaluate as run
+
+    result = run(
+        args.target,
+        args.env,
+        env_args(args),
+        split=args.split,
+        tasks=args.tasks,
+        samples=args.samples,
+        temperature=args.temperature,
+        max_tokens=args.max_tokens,
+        seed=args.seed,
+    )
+    if not args.json:
+        print(table(result))
+    return result
+
+
+def doctor(args: argparse.Namespace) -> dict[str, Any]:
+    words = run_words(args)
+    config = args.config
+    if isinstance(config, str):
+        config, words = None, [config, *words]
+    resolved = load(config, words)
+    from posterior.doctor import doctor as run
+
+    result = run(resolved)
+    if not args.json:
+        print(checks(result.get("checks", [])))
+    return result
+
+
+def report(args: argparse.Namespace) -> dict[str, Any]:
+    runs = [_folder(run) for run in args.run_dirs]
+    from posterior.report import write_report
+
+    path = write_report(runs, args.out)
+    if not args.json:
+        print(path)
+    return {"report": str(path)}
+
+
+def chat(args: argparse.Namespace) -> dict[str, Any]:
+    from posterior.chat import chat as run
+
+    return run(args.target) or {}
+
+
+def _folder(path: Path) -> Path:
+    if not path.is_dir():
+        raise ConfigError(f"there is no run directory {path}")
+    return path.absolute()
+
+
+def _show_run(result: Mapping[str, Any], args: argparse.Namespace) -> None:
+    """The closing lines of a run for people: the held-out gain by split, and where the report lies."""
+    if args.json:
+        return
+    before, after = result.get("baseline") or {}, result.get("final") or {}
+    for split in after:
+        line = f"{split}: pass@1 {_interval(after[split])}"
+        print(line + (f", before {_interval(before[split])}" if split in before else ""))
+    if result.get("report"):
+        print(f"report: {result['report']}")
+
+
+def _interval(figures: Mapping[str, Any]) -> str:
+    value, low, high = (100 * float(figures[key]) for key in ("pass@1", "low", "high"))
+    return f"{value:.1f} % [{low:.1f}, {high:.1f}]"
+
+
+def checks(items: Sequence[Mapping[str, Any]]) -> str:
+    """One line a check: verdict, name, detail."""
+    width = max((len(str(item["name"])) for item in items), default=0)
+    return "\n".join(
+        f"{'ok  ' if item['ok'] else 'FAIL'}  {item['name']!s:<{width}}  {item.get('detail') or ''}".rstrip()
+        for item in items
+    )
+
+
+def table(result: Mapping[str, Any], keys: tuple[str, ...] = ()) -> str:
+    """Nested figures as `key.subkey  value` lines."""
+    rows: list[str] = []
+    for key, value in result.items():
+        here = (*keys, str(key))
+        if isinstance(value, Mapping):
+            rows.append(table(value, here))
+        else:
+            rows.append(f"{'.'.join(here)}  {value:.4g}" if isinstance(value, float) else f"{'.'.join(here)}  {value}")
+    return "\n".join(row for row in rows if row)
