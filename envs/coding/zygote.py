@@ -1,0 +1,345 @@
+"""The program inside the sandbox: a warm Python that forks one child per job, and the child that runs the candidate.
+
+The zygote itself never reads a byte that a candidate wrote or will read: it receives a fixed-size job header with
+descriptors, forks, watches the child's clocks, and reports how the child ended. The child talks to the trusted process
+over the descriptor of its own job, so nothing can pass from one candidate to the next.
+
+Runs as `python zygote.py CONTROL_FD FILTER_FD UID`; FILTER_FD -1 means no seccomp filter (unsafe-local mode), UID -1
+means keep the uid. It imports the standard library and protocol.py only.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import os
+import resource
+import select
+import signal
+import socket
+import struct
+import sys
+import time
+import types
+from collections.abc import Callable
+from typing import Any
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+import protocol
+
+del sys.path[0]
+
+JOB = struct.Struct("=cBddQQ")
+"""kind (b"C" candidate, b"T" tests), how work is counted, wall s, CPU s, memory bytes, bytes a result may have."""
+STATUS = struct.Struct("=cidq")
+"""cause, wait status, CPU seconds, work (-1: not counted here)."""
+EXITED, TIMED_OUT, STOPPED, NO_FORK = b"X", b"T", b"S", b"N"
+COUNT_NOTHING, COUNT_PERF, COUNT_FORK = 0, 1, 2
+READY = b"R"
+"""The child's first byte: the sandbox is up; whatever happens from here on is the candidate's doing."""
+
+_PRELOAD = ["array", "bisect", "cmath", "collections", "collections.abc", "contextlib", "copy", "dataclasses", "datetime", "decimal", "enum", "fractions", "functools", "hashlib", "heapq", "itertools", "json", "math", "numbers", "operator", "queue", "random", "re", "statistics", "string", "textwrap", "time", "typing", "unicodedata"]
+
+
+# ---------------------------------------------------------------------------------------------- the candidate's child
+
+
+class _Wire:
+    """Frames over a descriptor."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.reader = os.fdopen(fd, "rb", closefd=False)
+
+    def write(self, data: bytes) -> None:
+        while data:
+            data = data[os.write(self.fd, data) :]
+
+    def read(self) -> bytes | None:
+        """The next frame's body; None at the end of the stream."""
+        header = self.reader.read(protocol.HEADER.size)
+        if len(header) < protocol.HEADER.size:
+            return None
+        (size,) = protocol.HEADER.unpack(header)
+        body = self.reader.read(size)
+        return body if len(body) == size else None
+
+    def frames(self) -> list[bytes]:
+        return list(iter(self.read, None))
+
+
+def describe(error: BaseException) -> str:
+    """ "ValueError: the message", or "memory" for exhausted memory."""
+    if isinstance(error, MemoryError):
+        return "memory"
+    try:
+        message = str(error)
+    except BaseException:
+        message = ""
+    return f"{type(error).__name__}: {message[:400]}".encode("utf-8", "replace").decode()
+
+
+def load(source: str, name: str = "candidate") -> types.ModuleType:
+    """Execute `source` as a module of its own; classes and dataclasses in it need it to be in sys.modules."""
+    module = types.ModuleType(name)
+    sys.modules[name] = module
+    exec(compile(source, f"<{name}>", "exec", dont_inherit=True), module.__dict__)
+    return module
+
+
+def answer(module: types.ModuleType, request: bytes, limit: int) -> bytes:
+    """Perform one call and encode its outcome: ["v", value] or ["e", error]."""
+    try:
+        name, args, kwargs = protocol.loads(request)
+        function = getattr(module, name, None)
+        if function is None:
+            raise NameError(f"name '{name}' is not defined")
+        value = function(*args, **kwargs)
+        try:
+            return protocol.dumps(["v", value], limit)
+        except protocol.TooLarge:
+            return protocol.dumps(["e", "result too large"])
+        except protocol.Unsupported as error:
+            return protocol.dumps(["e", str(error)[:400]])
+    except BaseException as error:
+        return protocol.dumps(["e", describe(error)])
+
+
+def serve_candidate(wire: _Wire, limit: int, begin: Callable[[], None], measured: bool) -> None:
+    """Load the source in the first frame, then answer every further frame, which is a call."""
+    if measured:
+        # All input is taken in before counting begins, so that only the candidate's own work counts.
+        source_frame, *requests = wire.frames()
+        begin()
+        following = iter(requests)
+    else:
+        begin()
+        source_frame = wire.read() or b'""'
+        following = iter(wire.read, None)
+    try:
+        module = load(protocol.loads(source_frame))
+    except BaseException as error:
+        reason = describe(error)
+        text = reason if reason == "memory" else f"import failed: {reason}"
+        wire.write(protocol.frame(protocol.dumps(["i", text])))
+        return
+    for request in following:
+        wire.write(protocol.frame(answer(module, request, limit)))
+
+
+# ------------------------------------------------------------------------------------------------------ the tests' child
+
+
+class CandidateGone(BaseException):
+    """The candidate's sandbox ended in the middle of the tests."""
+
+
+class CandidateError(Exception):
+    """The candidate raised an exception that is no builtin."""
+
+
+def stub(name: str, link: _Wire, limit: int) -> Callable[..., Any]:
+    """A function that performs the call in the candidate's sandbox."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        link.write(protocol.frame(protocol.dumps([name, args, kwargs], limit)))
+        header = link.reader.read(protocol.HEADER.size)
+        if len(header) < protocol.HEADER.size:
+            raise CandidateGone("the candidate's process ended")
+        (size,) = protocol.HEADER.unpack(header)
+        if size > limit + 64:
+            raise CandidateGone("result too large")
+        try:
+            kind, value = protocol.loads(link.reader.read(size))
+        except (protocol.Malformed, ValueError, TypeError) as error:
+            raise CandidateGone(str(error)) from None
+        if kind == "v":
+            return value
+        if kind == "i" or type(value) is not str:
+            raise CandidateGone(str(value))
+        type_name, _, message = value.partition(": ")
+        builtin = getattr(__builtins__, type_name, None)
+        if isinstance(builtin, type) and issubclass(builtin, Exception):
+            raise builtin(message)
+        raise CandidateError(value)
+
+    call.__name__ = call.__qualname__ = name
+    return call
+
+
+def serve_tests(wire: _Wire, link: _Wire, limit: int) -> None:
+    """Run test code whose names of the candidate are stubs; report ["v", None] if it runs to its end."""
+    source, names = protocol.loads(wire.read() or b"[]")
+    outcome: list[Any] = ["v", None]
+    try:
+        if link.reader.read(1) != READY:
+            raise CandidateGone("not ready")
+        module = types.ModuleType("tests")
+        sys.modules["tests"] = module
+        for name in names:
+            setattr(module, name, stub(name, link, limit))
+        exec(compile(source, "<tests>", "exec", dont_inherit=True), module.__dict__)
+    except CandidateGone as error:
+        outcome = ["g", str(error)]
+    except BaseException as error:
+        outcome = ["e", describe(error)]
+    wire.write(protocol.frame(protocol.dumps(outcome)))
+
+
+# ------------------------------------------------------------------------------------------------------------ the child
+
+
+def _limit_resources(cpu: float, memory: int) -> None:
+    seconds = int(cpu) + 1
+    for which, value in (
+        (resource.RLIMIT_CPU, seconds),
+        (resource.RLIMIT_AS, memory),
+        (resource.RLIMIT_NOFILE, 64),
+        (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_CORE, 0),
+    ):
+        resource.setrlimit(which, (value, value))
+
+
+def child(fds: list[int], job: tuple[Any, ...], enter: Callable[[], None], gate: int) -> None:
+    """Everything the forked process does; never returns."""
+    status = 1
+    try:
+        kind, counting, _, cpu, memory, limit = job
+        os.setsid()
+        _limit_resources(cpu, memory)
+        wire = _Wire(fds[0])
+        if kind == b"T":
+            enter()
+            wire.write(READY)
+            serve_tests(wire, _Wire(fds[1]), limit)
+        else:
+
+            def begin() -> None:
+                if counting == COUNT_FORK and os.fork() == 0:
+                    # This twin ends where the candidate begins: its instruction count is the one to subtract.
+                    os._exit(0)
+                if counting == COUNT_FORK:
+                    os.wait()
+                enter()
+                wire.write(READY)
+                if counting == COUNT_PERF:
+                    os.write(gate, b"?")
+                    os.read(gate, 1)
+
+            serve_candidate(wire, limit, begin, counting != COUNT_NOTHING)
+        status = 0
+    finally:
+        os._exit(status)
+
+
+# ----------------------------------------------------------------------------------------------------------- the zygote
+
+
+def filter_installer(filter_fd: int) -> Callable[[], None]:
+    """A function that puts the calling process under the seccomp filter read from `filter_fd`, for good."""
+    if filter_fd < 0:
+        return lambda: None
+    import ctypes
+
+    program = os.read(filter_fd, 1 << 20)
+    os.close(filter_fd)
+    libc = ctypes.CDLL(None, use_errno=True)
+    code = ctypes.create_string_buffer(program, len(program))
+
+    class FilterProgram(ctypes.Structure):
+        _fields_ = (("length", ctypes.c_ushort), ("code", ctypes.c_void_p))
+
+    handle = FilterProgram(len(program) // 8, ctypes.addressof(code))
+    set_seccomp, filter_mode, set_no_new_privs = 22, 2, 38
+    if libc.prctl(set_no_new_privs, 1, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_NO_NEW_PRIVS)")
+
+    def enter(keep: object = code) -> None:
+        if libc.prctl(set_seccomp, filter_mode, ctypes.byref(handle), 0, 0):
+            raise OSError(ctypes.get_errno(), "prctl(PR_SET_SECCOMP)")
+
+    return enter
+
+
+def watch(pid: int, control: socket.socket, wall: float, cpu: float) -> bytes:
+    """Wait for the child to end or a limit to pass; returns the cause. The child is dead, not yet reaped, on return."""
+    pidfd = os.pidfd_open(pid)
+    poller = select.poll()
+    poller.register(pidfd, select.POLLIN)
+    poller.register(control, select.POLLIN)
+    clock = (~pid << 3) | 2  # the kernel's clock id for another process's CPU time
+    deadline = time.monotonic() + wall
+    cause = EXITED
+    wait = min(wall, cpu)
+    while True:
+        ready = {fd for fd, _ in poller.poll(max(1, int(wait * 1000) + 1))}
+        if pidfd in ready:
+            break
+        if control.fileno() in ready:
+            # A packet without descriptors means stop; a closed channel means the trusted process is gone.
+            if not control.recv(64):
+                os._exit(0)
+            cause = STOPPED
+        else:
+            # One thread cannot use more CPU than time passes, so this sleep is never shorter than it must be.
+            used = time.clock_gettime(clock)
+            left = deadline - time.monotonic()
+            if used < cpu and left > 0:
+                wait = min(left, cpu - used)
+                continue
+            cause = TIMED_OUT
+        os.kill(pid, signal.SIGKILL)
+        select.select([pidfd], [], [])
+        break
+    os.close(pidfd)
+    return cause
+
+
+def serve(control: socket.socket, enter: Callable[[], None]) -> None:
+    """Fork a child for every job that arrives, one at a time, until the trusted process closes the channel."""
+    while True:
+        packet, fds, _, _ = socket.recv_fds(control, 64, 2)
+        if not packet:
+            return
+        if not fds:
+            continue  # a stop that arrived after its child had ended
+        job = JOB.unpack(packet)
+        gate, child_gate = socket.socketpair() if job[1] == COUNT_PERF else (None, None)
+        try:
+            pid = os.fork()
+        except OSError:
+            pid = -1
+        if pid == 0:
+            control.close()
+            child(fds, job, enter, child_gate.fileno() if child_gate else -1)
+        for fd in fds:
+            os.close(fd)
+        if pid < 0:
+            control.send(STATUS.pack(NO_FORK, 0, 0.0, -1))
+            continue
+        cause = watch(pid, control, job[2], job[3])
+        _, status, usage = os.wait4(pid, 0)
+        control.send(STATUS.pack(cause, status, usage.ru_utime + usage.ru_stime, -1))
+
+
+def main() -> None:
+    control_fd, filter_fd, uid = map(int, sys.argv[1:4])
+    for name in _PRELOAD:
+        importlib.import_module(name)
+    enter = filter_installer(filter_fd)
+    if uid >= 0:
+        os.setgroups([])
+        os.setresgid(uid, uid, uid)
+        os.setresuid(uid, uid, uid)
+    control = socket.socket(fileno=control_fd)
+    control.send(READY)
+    os.dup2(0, 2)
+    sys.argv[1:] = []
+    gc.collect()
+    gc.freeze()
+    serve(control, enter)
+
+
+if __name__ == "__main__":
+    main()
