@@ -325,7 +325,7 @@ def _wanted(problem: Mapping[str, Any]) -> str:
         case "less_than_equal":
             return f"at most {context['le']:g}"
         case "literal_error" | "enum":
-            return f"one of {context['expected']}" if " or " in context["expected"] else context["expected"]
+            return f"one of {context['expected']}" if ", " in context["expected"] else context["expected"]
         case "missing" if problem["loc"]:
             return f"given {problem['loc'][-1]}"
         case "value_error" | "assertion_error":
@@ -358,25 +358,21 @@ def _algorithm_options(options: dict[str, Any], given: Mapping[Keys, str]) -> di
 
 
 def _env_options(config: RunConfig, given: Mapping[Keys, str]) -> dict[str, Any]:
-    """Check the environment's arguments against its constructor; return those left at their default."""
+    """Build the environment once, which checks its arguments and starts nothing; return those left at their default."""
     from envs import registry
 
-    keys = ("env", "args")
+    name, args = config.env.name, config.env.args
     try:
-        env = registry.find(config.env.name)
+        env = registry.find(name)
     except ValueError as error:
         raise ConfigError(f"{_place(('env', 'name'), given)}{error}") from error
-    parameters = inspect.signature(env).parameters
-    names = [name for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD]
-    if len(names) == len(parameters):
-        for key in config.env.args:
-            if key not in names:
-                near = difflib.get_close_matches(key, names, n=1)
-                hint = f"did you mean env.args.{near[0]}?" if near else f"it knows {', '.join(names) or 'none'}"
-                place = _place((*keys, key), given)
-                raise ConfigError(f"{place}{config.env.name} has no option {key}; {hint}")
+    try:
+        registry.make(name, args)
+    except (ValueError, TypeError) as error:
+        named = [key for key in args if re.search(rf"\b{re.escape(key)}\b", str(error))]
+        raise ConfigError(f"{_place(('env', 'args', *named[:1]), given)}{error}") from error
     return {
-        f"env.args.{name}": p.default
-        for name, p in parameters.items()
-        if name not in config.env.args and p.default is not p.empty and p.kind is not p.VAR_KEYWORD
+        f"env.args.{key}": parameter.default
+        for key, parameter in inspect.signature(env).parameters.items()
+        if key not in args and parameter.default is not parameter.empty
     }

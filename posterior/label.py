@@ -1,7 +1,7 @@
 """`posterior label RUN`: a person grades sampled answers in the terminal, one key each.
 
-The rater sees the prompt and the answer (the ACTION tokens), never the thought, the grade, the step or the run's method;
-the order is shuffled by the rater's name, so that two raters meet the same answers in different orders and one rater
+The rater sees the prompt and the answer (the ACTION tokens), never the thought, the grade, the step or the method; the
+order is shuffled by the rater's name, so that two raters meet the same answers in different orders and one rater
 meets the same order again after a break. Grades go to RUN/labels/RATER.jsonl, one object a line: task, episode, prompt,
 answer, score, rater, time (UTC, ISO 8601). Starting again goes on where the file ends.
 """
@@ -24,8 +24,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-ACTION = 3
-"""`models.trace.Kind.ACTION`, as trace files write it; not imported, because that would load torch's neighbours."""
+from models.trace import Kind
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,9 @@ class Labels:
         self.rater = rater
         self.rows: list[dict[str, Any]] = []
         if path.exists():
-            for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+                if not line:
+                    continue
                 try:
                     row = json.loads(line)
                     self.rows.append({**row, "task": row["task"], "episode": row["episode"]})
@@ -118,15 +119,13 @@ def read_items(traces: Path) -> Iterator[Item]:
     """Every answer in the trace files of a run, each once, in file order. Raises ValueError for a broken line."""
     seen: set[tuple[str, str]] = set()
     for path in sorted(traces.glob("*.jsonl")):
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        for number, line in enumerate(lines, 1):
-            if number == len(lines) and not line.endswith("\n"):
-                break  # the run is still writing this line
+        lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines: JSON strings may hold U+2028
+        for number, line in enumerate(lines[:-1], 1):  # after the last newline: nothing, or a line being written
             try:
                 group = json.loads(line)
                 for trace in group["traces"]:
                     pairs = zip(trace["tokens"], trace["kind"], strict=True)
-                    answer = "".join(token for token, kind in pairs if kind == ACTION)
+                    answer = "".join(token for token, kind in pairs if kind == Kind.ACTION)
                     item = Item(str(group["task"]), str(trace["episode"]), str(group["prompt"]), answer)
                     if item.key not in seen:
                         seen.add(item.key)

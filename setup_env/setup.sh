@@ -1,0 +1,114 @@
+#!/usr/bin/env bash
+# Install Posterior on Debian or Ubuntu: system packages, then .venv from pinned versions. Safe to run again.
+#
+#   bash setup_env/setup.sh               vLLM for the CPU
+#   EXTRA=gpu bash setup_env/setup.sh     vLLM for CUDA
+#   PYTHON=/path/to/python3.11            the interpreter to build .venv from
+#   POSTERIOR_VENV=DIR                    another place for the environment
+
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+EXTRA=${EXTRA:-cpu}
+VENV=${POSTERIOR_VENV:-.venv}
+CACHE=.cache
+TORCH=2.13.0
+TORCH_CPU_INDEX=https://download.pytorch.org/whl/cpu
+
+say() { printf '\n== %s\n' "$*" >&2; }
+die() {
+    printf 'setup: error: %s\n' "$*" >&2
+    exit 1
+}
+
+[ "$EXTRA" = cpu ] || [ "$EXTRA" = gpu ] || die "EXTRA must be cpu or gpu, not '$EXTRA'"
+
+suits() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null; }
+
+find_python() {
+    local candidate
+    for candidate in ${PYTHON:-python3.11 python3.12 python3}; do
+        if command -v "$candidate" >/dev/null && suits "$candidate"; then
+            command -v "$candidate"
+            return
+        fi
+    done
+}
+
+loads() { "$1" -c 'import ctypes, sys; ctypes.CDLL(sys.argv[1])' "$2" 2>/dev/null; }
+
+# Names of the Debian packages that are missing, one a line. $1: the interpreter, empty if none was found.
+missing_packages() {
+    local python=$1
+    if [ -z "$python" ]; then
+        printf '%s\n' python3 python3-venv
+        python=python3
+    elif ! "$python" -c 'import venv, ensurepip' 2>/dev/null; then
+        echo python3-venv
+    fi
+    command -v bwrap >/dev/null || echo bubblewrap # the sandbox of candidate programs
+    loads "$python" libseccomp.so.2 || echo libseccomp2
+    # vLLM's CPU kernels link against libnuma; torch compiles a few of vLLM's sampling kernels at run time.
+    loads "$python" libnuma.so.1 || echo libnuma1
+    command -v g++ >/dev/null || echo g++
+    if [ "$EXTRA" = gpu ]; then # Triton compiles against Python's headers
+        "$python" -c 'import os, sysconfig as s; os.stat(s.get_path("include") + "/Python.h")' 2>/dev/null ||
+            echo python3-dev
+    fi
+    command -v chromium >/dev/null || echo chromium # the tests open the report in it
+}
+
+install_packages() {
+    local missing=("$@")
+    [ ${#missing[@]} -gt 0 ] || return 0
+    if [ "$(id -u)" != 0 ]; then
+        die "system packages are missing; run: sudo apt-get update && sudo apt-get install ${missing[*]}"
+    fi
+    command -v apt-get >/dev/null || die "this system has no apt-get; install by its own means: ${missing[*]}"
+    apt-get update || die "apt-get update failed; check the network and the sources of apt"
+    DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${missing[@]}" ||
+        die "apt-get could not install ${missing[*]}"
+}
+
+install_torch_cpu() {
+    local log=$CACHE/torch.log
+    "$VENV/bin/python" -m pip install -c setup_env/constraints.txt "torch==$TORCH+cpu" 2>"$log" && return
+    if ! grep -q 'No matching distribution' "$log"; then
+        cat "$log" >&2
+        die "pip could not install torch: $(grep '^ERROR' "$log" | tail -n 1)"
+    fi
+    say "pip's configured sources have no torch $TORCH+cpu; taking it from PyTorch's own index of CPU wheels"
+    "$VENV/bin/python" -m pip install -c setup_env/constraints.txt --extra-index-url "$TORCH_CPU_INDEX" \
+        "torch==$TORCH+cpu" || die "torch $TORCH+cpu is neither in pip's configured sources nor at $TORCH_CPU_INDEX"
+}
+
+started=$SECONDS
+say "1/4 system packages"
+python=$(find_python)
+mapfile -t missing < <(missing_packages "$python")
+install_packages "${missing[@]}"
+python=$(find_python)
+[ -n "$python" ] || die "no Python 3.11 or 3.12 was found; install one and name it with PYTHON=/path/to/python3.11"
+
+say "2/4 environment $VENV from $python"
+[ "$(cat "$VENV/extra" 2>/dev/null)" = "$EXTRA" ] || rm -rf "$VENV" # stand-ins of cpu must not survive into gpu
+if ! { [ -x "$VENV/bin/python" ] && suits "$VENV/bin/python" && "$VENV/bin/python" -m pip --version >/dev/null; }; then
+    "$python" -m venv --clear "$VENV" || die "$python could not create $VENV"
+fi
+echo "$EXTRA" >"$VENV/extra"
+
+say "3/4 Python packages (about 1 GB; minutes on a slow line)"
+mkdir -p "$CACHE/stand_ins"
+options=(-c setup_env/constraints.txt)
+if [ "$EXTRA" = cpu ]; then
+    "$python" setup_env/stand_ins.py "$CACHE/stand_ins"
+    install_torch_cpu
+    options+=(--find-links "$CACHE/stand_ins" torchvision==99.0 torchaudio==99.0 torchcodec==99.0 triton==99.0)
+    options+=("torch==$TORCH+cpu")
+fi
+"$VENV/bin/python" -m pip install "${options[@]}" -e ".[$EXTRA,dev]" || die "pip could not install Posterior; see above"
+
+say "4/4 check"
+"$VENV/bin/python" -m pip check || die "the installed packages contradict each other; remove $VENV and try again"
+"$VENV/bin/posterior" --version
+say "set up in $((SECONDS - started)) s"
