@@ -21,7 +21,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -64,10 +64,18 @@ class _Call:
     started: float = field(default_factory=time.perf_counter)
 
     def resolve(self) -> None:
-        self.loop.call_soon_threadsafe(lambda: self.future.done() or self.future.set_result(self.out))
+        self.loop.call_soon_threadsafe(self._settle, None)
 
     def fail(self, error: BaseException) -> None:
-        self.loop.call_soon_threadsafe(lambda: self.future.done() or self.future.set_exception(error))
+        self.loop.call_soon_threadsafe(self._settle, error)
+
+    def _settle(self, error: BaseException | None) -> None:
+        if self.future.done():  # the caller gave up
+            return
+        if error is None:
+            self.future.set_result(self.out)
+        else:
+            self.future.set_exception(error)
 
 
 class TokenSampler:
@@ -105,10 +113,14 @@ class TokenSampler:
             device = {"gpu_memory_utilization": gpu_memory_utilization, "enable_sleep_mode": True}
         else:
             # eager: compilation costs 10-20 s of start and pays only at small batch on CPU
-            device = {"enforce_eager": True, "block_size": 32, "kv_cache_memory_bytes": _cache_bytes(path, max_length, memory_mb)}
+            device = {
+                "enforce_eager": True,
+                "block_size": 32,
+                "kv_cache_memory_bytes": _cache_bytes(path, max_length, memory_mb),
+            }
         self.llm = LLM(
             path,
-            dtype=dtype,
+            dtype=cast(Any, dtype),
             max_model_len=max_length,
             max_num_seqs=256,
             max_num_batched_tokens=max(8192, max_length),
@@ -196,7 +208,13 @@ class TokenSampler:
 
     async def stats(self) -> dict[str, Any]:
         """Totals since start: tokens, steps, busy seconds, updates; and what holds now."""
-        return {**self._stats, "version": self.version, "armed": self.armed, "running": len(self._calls), "pid": os.getpid()}
+        return {
+            **self._stats,
+            "version": self.version,
+            "armed": self.armed,
+            "running": len(self._calls),
+            "pid": os.getpid(),
+        }
 
     # ---- engine thread --------------------------------------------------------------------------------------------------
 
@@ -266,7 +284,11 @@ class TokenSampler:
         from vllm.sampling_params import RequestOutputKind
 
         params = EngineParams(
-            max_tokens=1, prompt_logprobs=0, flat_logprobs=True, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY
+            max_tokens=1,
+            prompt_logprobs=0,
+            flat_logprobs=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
         )
         for i, row in enumerate(rows):
             call.out[i] = lambda output, row=row: _given_logprobs(output.prompt_logprobs, row)

@@ -49,7 +49,8 @@ class ArraysEngine(WeightTransferEngine[ArraysInit, ArraysUpdate]):
 
     def receive_weights(self, update_info: ArraysUpdate) -> None:
         # Ray's arrays are read-only views of shared memory; the loader copies out of them and never writes
-        self.model.load_weights((name, _tensor(array)) for name, array in update_info.arrays.items())
+        load: Any = self.model.load_weights
+        load((name, _tensor(array)) for name, array in update_info.arrays.items())
 
     def finish_weight_update(self) -> None:
         finalize_layerwise_reload(self.model, self.model_config)
@@ -76,7 +77,12 @@ def _repack_tied_head(model: Any) -> None:
 
     head = getattr(model, "lm_head", None)
     embedding = getattr(getattr(model, "model", None), "embed_tokens", None)
-    if head is not None and embedding is not None and head is not embedding and getattr(head, "weight", None) is embedding.weight:
+    if (
+        head is not None
+        and embedding is not None
+        and head is not embedding
+        and getattr(head, "weight", None) is embedding.weight
+    ):
         dispatch_cpu_unquantized_gemm(head, remove_weight=False)
 
 
@@ -95,4 +101,6 @@ def update(llm: Any, arrays: dict[str, np.ndarray], version: int) -> None:
     llm.update_weights({"update_info": {"arrays": arrays}})
     llm.finish_weight_update(str(version))
     if not llm.reset_prefix_cache(reset_running_requests=True):
-        raise RuntimeError("vLLM did not give up its key/value cache after a weight update; its tokens would mix two policies")
+        raise RuntimeError(
+            "vLLM did not give up its key/value cache after a weight update; its tokens would mix two policies"
+        )

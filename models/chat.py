@@ -32,7 +32,9 @@ class ChatFormat:
             return np.array(self.tokenizer.encode(prompt), np.int32)
         if not self.has_template:
             return np.array(self.tokenizer.encode("\n".join(m["content"] for m in prompt) + "\n"), np.int32)
-        ids = self.tokenizer.apply_chat_template(list(prompt), add_generation_prompt=True, tokenize=True, return_dict=False)
+        ids = self.tokenizer.apply_chat_template(
+            list(prompt), add_generation_prompt=True, tokenize=True, return_dict=False
+        )
         return np.array(ids, np.int32)
 
     def turn_ids(self, observation: str, ended: bool) -> np.ndarray:
@@ -105,4 +107,8 @@ def _find(ids: list[int], mark: tuple[int, ...]) -> int:
 
 def _ends_with(ids: list[int], mark: tuple[int, ...]) -> bool:
     """Whether ids end with the mark, blank tokens after it allowed (templates write a line break)."""
-    return any(tuple(ids[len(ids) - back - len(mark) : len(ids) - back]) == mark for back in range(3) if len(ids) >= back + len(mark))
+    return any(
+        tuple(ids[len(ids) - back - len(mark) : len(ids) - back]) == mark
+        for back in range(3)
+        if len(ids) >= back + len(mark)
+    )

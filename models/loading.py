@@ -24,9 +24,13 @@ def check_model_path(path: str) -> None:
         if not (folder / "config.json").is_file():
             raise ModelError(f"model folder {path} has no config.json; save the model with save_pretrained() into it")
         if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
-            raise ModelError(f"model folder {path} has no weights (*.safetensors); save the model with save_pretrained() into it")
+            raise ModelError(
+                f"model folder {path} has no weights (*.safetensors); save the model with save_pretrained() into it"
+            )
     elif folder.is_absolute() or path.startswith(".") or path.count("/") != 1:
-        raise ModelError(f"there is no model folder {path}; give a folder in Hugging Face format, a hub id or \"embedded\"")
+        raise ModelError(
+            f'there is no model folder {path}; give a folder in Hugging Face format, a hub id or "embedded"'
+        )
 
 
 def load_tokenizer(path: str, trust_remote_code: bool = False) -> Any:
@@ -101,7 +105,7 @@ def load_role(
 
     check_model_path(path)
     try:
-        lm = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype], trust_remote_code=trust_remote_code)
+        lm: Any = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype], trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise ModelError(f"no causal language model can be loaded from {path}: {_first_line(error)}") from error
     linear = None

@@ -90,5 +90,3 @@ class Term:
 def detached(metrics: dict[str, Tensor]) -> dict[str, Tensor]:
     """Metrics without their graphs."""
     return {name: value.detach() for name, value in metrics.items()}
-
-

@@ -68,7 +68,6 @@ class View:
         return out
 
 
-
 @dataclass(frozen=True)
 class Literal:
     """New token ids in a view (a template's own words), read as CONTEXT."""
@@ -127,7 +126,9 @@ class Trace:
             self.reward = np.zeros(len(self.token), np.float32)
         for name in ("kind", "logprob", "version", "turn", "reward"):
             if len(getattr(self, name)) != len(self.token):
-                raise ValueError(f"trace {self.episode}: {name} has {len(getattr(self, name))} entries, token has {len(self)}")
+                raise ValueError(
+                    f"trace {self.episode}: {name} has {len(getattr(self, name))} entries, token has {len(self)}"
+                )
 
     def __len__(self) -> int:
         return len(self.token)

@@ -47,8 +47,10 @@ def start(folder: Path, **more: Any) -> Any:
     options = {"num_cpus": 1, "max_concurrency": 100, "runtime_env": {"env_vars": sampler_environment(1)}}
     tokenizer = load_tokenizer(str(folder))
     more.setdefault("armed", True)
-    return ray.remote(TokenSampler).options(**options).remote(
-        str(folder), max_length=256, stop_ids=stop_ids(str(folder), tokenizer), **more
+    return (
+        ray.remote(TokenSampler)
+        .options(**options)
+        .remote(str(folder), max_length=256, stop_ids=stop_ids(str(folder), tokenizer), **more)
     )
 
 

@@ -1,0 +1,344 @@
+"""Collector: the asyncio actor that keeps groups in flight, and hands the learner complete batches.
+
+    tasks ──► admit (TraceBuffer) ──► Algorithm.collect: sample, act, grade ──► keep() ──► TraceBuffer ──► get_batch
+                    ▲                                                                                      │
+                    └──────────────────────────── publish(weights, version + 1) ◄── learner ◄──────────────┘
+
+It also runs held-out evaluation, because it is the one that knows how to play episodes. It owns no model; its state (`state`) is
+part of every checkpoint, and `start` puts a restarted learner and collector back in step.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from actors.buffer import TraceBuffer
+from actors.clients import EnvClient, SamplerClient
+from actors.rollout import Roller, grade_of, seed_of
+from actors.scorer import write_scores
+from actors.stats import summarise
+from actors.types import Actors, Group, Prefix, Sample, SamplingParams
+from envs.base import Grade, InfraError, Task
+from models.chat import ChatFormat
+from models.flops import FlopModel
+from models.trace import Score, Trace
+
+log = logging.getLogger("posterior.collector")
+
+PREFETCH = 64
+"""Tasks fetched from the environment at once."""
+STARVED = 20
+"""Batches' worth of groups refused in a row after which the run stops: the filter lets nothing through."""
+
+
+class CollectorLost(RuntimeError):
+    """The collector died and came back empty: the learner starts again from its checkpoint."""
+
+
+@dataclass(frozen=True)
+class CollectorConfig:
+    """What the collector needs of the run configuration."""
+
+    model_path: str
+    seed: int
+    batch_groups: int
+    staleness: int
+    sampling: SamplingParams
+    max_length: int
+    train_split: str
+    reward_weight: float = 1.0
+    trust_remote_code: bool = False
+
+
+@dataclass
+class BatchReply:
+    """One batch and what it cost. seconds: waiting time of the call. totals: cumulative counts since the start of the run."""
+
+    groups: list[Group]
+    seconds: float
+    totals: dict[str, float]
+
+
+@dataclass
+class EvalReply:
+    """Held-out figures of one split (`summarise`), the groups behind them, seconds."""
+
+    figures: dict[str, float]
+    groups: list[Group]
+    seconds: float
+
+
+class GroupActors:
+    """What `Algorithm.collect` sees for one group (`actors.types.Actors`)."""
+
+    def __init__(self, collector: Collector, name: str, seed: int) -> None:
+        self._collector, self._name, self._seed = collector, name, seed
+
+    async def sample(self, prefixes: Sequence[Prefix], params: SamplingParams) -> list[Sample]:
+        return await self._collector.samplers.sample(prefixes, params)
+
+    async def rollout(self, task: Task, n: int, params: SamplingParams | None = None) -> list[Trace]:
+        roller = await self._collector.roller()
+        return await roller.rollout(task, n, params or self._collector.config.sampling, self._name, self._seed)
+
+    async def score(self, role: str, traces: Sequence[Trace]) -> None:
+        await self._collector.score(role, traces)
+
+    async def grade(self, task: Task, actions: Sequence[str]) -> list[Grade]:
+        steps = await self._collector.envs.grade(task, actions, self._seed)
+        for step in steps:
+            if isinstance(step, InfraError):
+                raise step
+        return [grade_of(step) for step in steps if not isinstance(step, InfraError)]
+
+
+class Collector:
+    """Build it with `ray.remote(Collector).options(max_concurrency=...)`.
+
+    make_algorithm: builds the method (the same as in the learner). scorers: handles of frozen roles.
+    """
+
+    def __init__(
+        self,
+        config: CollectorConfig,
+        make_algorithm: Callable[[], Any],
+        samplers: Sequence[Any],
+        envs: Sequence[Any],
+        scorers: dict[str, Any] | None = None,
+        attempts: int = 4,
+    ) -> None:
+        from models.loading import load_tokenizer
+
+        self.config = config
+        self.algorithm = make_algorithm()
+        self.samplers = SamplerClient(samplers, attempts, coalesce=config.staleness == 0)
+        self.envs = EnvClient(envs)
+        self.scorers = scorers or {}
+        self.buffer = TraceBuffer(config.batch_groups, config.staleness)
+        self._chat = ChatFormat(load_tokenizer(config.model_path, config.trust_remote_code))
+        self._flops = _flop_model(config.model_path, config.trust_remote_code)
+        self._roller: Roller | None = None
+        self._tasks: dict[int, Task] = {}
+        self._changed = asyncio.Condition()
+        self._admission = asyncio.Lock()
+        self._epoch = 0
+        self._jobs: set[asyncio.Task[None]] = set()
+        self._failure: BaseException | None = None
+        self._refused_in_row = 0
+        self._stop = False
+        self._started = False
+        self._totals = {
+            "tokens/sampled": 0.0,
+            "flops/sampling": 0.0,
+            "flops/eval": 0.0,
+            "traces/infra": 0.0,
+            "time/grading": 0.0,
+        }
+
+    # ---- the learner's side -----------------------------------------------------------------------------------------------
+
+    async def start(self, state: dict[str, Any] | None, arrays: dict[str, np.ndarray], version: int) -> None:
+        """(Re)start at a version: forget everything younger, take up the checkpoint's buffer, arm the samplers."""
+        self._epoch += 1
+        for job in self._jobs:
+            job.cancel()
+        self._jobs.clear()
+        self._failure = None
+        self._refused_in_row = 0
+        self.buffer = TraceBuffer(self.config.batch_groups, self.config.staleness)
+        if state is not None:
+            self.buffer.load(state["buffer"])
+            self._totals.update(state["totals"])
+            self.algorithm.load(state["algorithm"])
+        self.buffer.advance(version)
+        await self.samplers.publish(arrays, version)
+        await self.roller()
+        self._started = True
+
+    async def publish(self, refs: list[Any], version: int, algorithm: dict[str, Any] | None = None) -> float:
+        """New weights of the policy for the samplers, then admission under their version. Returns seconds.
+
+        refs: one Ray reference to the arrays, in a list so that it arrives as a reference.
+        """
+        start = time.perf_counter()
+        # the value is kept as well: the reference dies with its owner, the learner
+        await self.samplers.publish(await refs[0], version, refs[0])
+        if algorithm is not None:
+            self.algorithm.load(algorithm)
+        async with self._changed:
+            self.buffer.advance(version)
+            self._changed.notify_all()
+        return time.perf_counter() - start
+
+    async def get_batch(self, patience: float = 30.0) -> BatchReply | str:
+        """The batch of the current version; or, after `patience` seconds without one, a sentence on what is waited for.
+
+        Raises what stopped the collection: a fault of the environment, of the method, or a filter that lets nothing through.
+        """
+        start = time.perf_counter()
+        if not self._started:
+            raise CollectorLost("the collector was restarted and knows of no checkpoint yet")
+        await self._admit()
+        async with self._changed:
+            try:
+                await asyncio.wait_for(
+                    self._changed.wait_for(lambda: self._failure is not None or self.buffer.may_take()), patience
+                )
+            except TimeoutError:
+                b = self.buffer
+                return f"{b.ready} of {b.batch_groups} groups are ready, {b.running} are running, {b.refused} were refused so far"
+            if self._failure is not None:
+                raise self._failure
+            groups = self.buffer.take()
+        totals = {**self._totals, "groups/refused": float(self.buffer.refused), "restarts": float(self._restarts())}
+        # with S > 0 the next groups start while the learner works
+        if self.buffer.may_admit():
+            self._spawn(self._admit())
+        return BatchReply(groups, time.perf_counter() - start, totals)
+
+    async def evaluate(self, split: str, tasks: int, samples: int, temperature: float) -> EvalReply:
+        """Play held-out tasks with the current weights. The seeds are the evaluation's own and the same every time."""
+        start = time.perf_counter()
+        roller = await self.roller()
+        asked = await self.envs.tasks(split, 0, tasks, None)
+        params = self.config.sampling.but(temperature=temperature, top_p=1.0, top_k=0)
+        played = await asyncio.gather(
+            *(
+                roller.rollout(task, samples, params, f"eval/{split}/{i}", seed_of(self.config.seed, "eval", split, i))
+                for i, task in enumerate(asked)
+            )
+        )
+        groups = [
+            Group(task=task, traces=traces, index=i) for i, (task, traces) in enumerate(zip(asked, played, strict=True))
+        ]
+        self._totals["flops/eval"] += sum(self._flops.sequence(len(t)) for g in groups for t in g.traces)
+        graded = [group for group in groups if group.live]
+        if not graded:
+            raise RuntimeError(f"not one answer of the split {split!r} could be graded: {groups[0].traces[0].note}")
+        figures = summarise(
+            [[t.passed for t in g.live] for g in graded],
+            [[t.total_reward / self.config.reward_weight for t in g.live] for g in graded],
+        )
+        return EvalReply(figures, groups, time.perf_counter() - start)
+
+    async def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the collection."""
+        return {"buffer": self.buffer.state(), "totals": dict(self._totals), "algorithm": self.algorithm.state()}
+
+    async def request_stop(self) -> None:
+        """Ask the learner to write a checkpoint and end (Ctrl-C)."""
+        self._stop = True
+
+    async def stop_requested(self) -> bool:
+        return self._stop
+
+    async def sampler_stats(self) -> list[dict[str, Any]]:
+        return await self.samplers.stats()
+
+    async def scores(self, role: str, traces: list[Trace]) -> list[Score]:
+        """What a frozen role says about traces."""
+        await self.score(role, traces)
+        return [trace.scores[role] for trace in traces]
+
+    async def score(self, role: str, traces: Sequence[Trace]) -> None:
+        """Have a frozen role read traces; writes `Trace.scores[role]`."""
+        if role not in self.scorers:
+            raise ValueError(
+                f"no scorer serves the role {role!r}; frozen roles of this method: {', '.join(self.scorers) or 'none'}"
+            )
+        write_scores(role, 0, traces, await self.scorers[role].score.remote(list(traces)))
+
+    async def roller(self) -> Roller:
+        if self._roller is None:
+            info = await self.envs.info()
+            self._roller = Roller(
+                self.samplers, self.envs, info, self._chat, self.config.max_length, self.config.reward_weight
+            )
+        return self._roller
+
+    # ---- collecting -------------------------------------------------------------------------------------------------------
+
+    async def _admit(self) -> None:
+        """Start as many groups as the bound allows, all in one turn of the event loop."""
+        async with self._admission:
+            epoch = self._epoch
+            while wanted := self.buffer.upcoming():
+                missing = [index for index in wanted if index not in self._tasks]
+                if missing:
+                    await self._fetch(missing[0])
+                if epoch != self._epoch or self._failure is not None:
+                    return
+                if missing:
+                    continue  # what may be admitted can have changed meanwhile
+                for index in wanted:
+                    self.buffer.admit()
+                    self._spawn(self._collect(index, self._tasks.pop(index), epoch))
+
+    async def _fetch(self, start: int) -> None:
+        try:
+            tasks = await self.envs.tasks(self.config.train_split, start, PREFETCH, self.config.seed)
+        except Exception as error:
+            await self._fail(error)
+            return
+        self._tasks.update({start + i: task for i, task in enumerate(tasks)})
+
+    async def _collect(self, index: int, task: Task, epoch: int) -> None:
+        name = f"{index}"
+        actors: Actors = GroupActors(self, name, seed_of(self.config.seed, "train", index))
+        try:
+            group = await self.algorithm.collect(task, actors)
+            kept = bool(group.live) and self.algorithm.keep(group)
+        except Exception as error:
+            if epoch == self._epoch:
+                await self._fail(error)
+            return
+        if epoch != self._epoch:
+            return
+        for trace in group.traces:
+            self._totals["tokens/sampled"] += float(trace.sampled.sum())
+            self._totals["flops/sampling"] += self._flops.sequence(len(trace))
+            self._totals["traces/infra"] += trace.masked
+            self._totals["time/grading"] += trace.timings.get("grade", 0.0) / len(group.traces)
+        async with self._changed:
+            self.buffer.finish(index, group if kept else None)
+            self._refused_in_row = 0 if kept else self._refused_in_row + 1
+            if self._refused_in_row >= STARVED * self.config.batch_groups:
+                self._failure = RuntimeError(
+                    f"the method refused {self._refused_in_row} groups in a row (dynamic sampling lets none through: every group's "
+                    "rewards are equal); make the tasks easier, raise group_size or switch dynamic sampling off"
+                )
+            self._changed.notify_all()
+        if not kept and self.buffer.may_admit():
+            self._spawn(self._admit())
+
+    async def _fail(self, error: BaseException) -> None:
+        log.error("collection stopped: %s", error)
+        async with self._changed:
+            self._failure = self._failure or error
+            self._changed.notify_all()
+
+    def _spawn(self, work: Any) -> None:
+        job = asyncio.get_running_loop().create_task(work)
+        self._jobs.add(job)
+        job.add_done_callback(self._jobs.discard)
+
+    def _restarts(self) -> int:
+        return self.samplers.restarts + self.envs.restarts
+
+
+def _flop_model(path: str, trust_remote_code: bool) -> FlopModel:
+    """Without loading the weights: parameters are counted on the meta device."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    return FlopModel.of(config, sum(p.numel() for p in model.parameters()))

@@ -1,0 +1,162 @@
+"""EnvWorker: a Ray actor that plays episodes. Environments, their sandboxes and their task streams live here, nowhere else."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from envs.base import Env, InfraError, Observation, SingleTurnEnv, Step, Task
+
+log = logging.getLogger("posterior.env")
+
+
+class EnvFault(RuntimeError):
+    """The environment's own code raised: a bug to mend, not an answer to grade."""
+
+
+@dataclass
+class EnvInfo:
+    """What the rollout needs to know beforehand."""
+
+    single_turn: bool
+    max_turns: int
+    splits: tuple[str, ...]
+
+
+class EnvWorker:
+    """Build it with `ray.remote(EnvWorker).options(...)`.
+
+    name, args: of the environment (`envs.registry.make`). path: folders to import user code from, first.
+    """
+
+    def __init__(self, name: str, args: dict[str, Any], path: Sequence[str] = ()) -> None:
+        for folder in reversed(path):
+            if folder not in sys.path:
+                sys.path.insert(0, folder)
+        from envs.registry import make
+
+        self._make = lambda: make(name, args)
+        self.name = name
+        self._first = self._make()
+        self._idle: list[Env] = [self._first]
+        self._playing: dict[str, Env] = {}
+        self._streams: dict[str, tuple[Iterator[Task], int]] = {}
+
+    async def info(self) -> EnvInfo:
+        env = self._first
+        return EnvInfo(isinstance(env, SingleTurnEnv), env.max_turns, tuple(env.splits()))
+
+    async def tasks(self, split: str, start: int, count: int, seed: int | None) -> list[Task]:
+        """Tasks start..start+count-1 of a split's endless order.
+
+        A finite split (`Sequence`) repeats, reshuffled every epoch from `seed`; with seed None it is given once in its own
+        order, and fewer than `count` may come back. A stream is advanced to `start`, and started again when it ends.
+        """
+        source = self._guard(lambda: self._first.tasks(split), f"tasks({split!r})")
+        if isinstance(source, Sequence):
+            if len(source) == 0:
+                raise EnvFault(f"environment {self.name}: the split {split!r} has no tasks")
+            if seed is None:
+                return [source[i] for i in range(start, min(start + count, len(source)))]
+            return [source[_shuffled(i, len(source), seed)] for i in range(start, start + count)]
+        return self._advance(split, source, start, count, repeat=seed is not None)
+
+    async def grade(self, task: Task, actions: Sequence[str], seed: int) -> list[Step | InfraError]:
+        """Grade answers to a single-turn task, one fresh episode each; an `InfraError` in place of what could not be graded."""
+        import asyncio
+
+        async def one(action: str) -> Step | InfraError:
+            env = self._take()
+            try:
+                await env.reset(task, seed)
+                return await env.step(action)
+            except InfraError as error:
+                return error
+            except Exception as error:
+                raise self._fault(error, f"grading an answer to task {task.id}") from error
+            finally:
+                self._idle.append(env)
+
+        return list(await asyncio.gather(*(one(action) for action in actions)))
+
+    async def open(self, episode: str, task: Task, seed: int) -> Observation:
+        """Start a multi-turn episode under a name of the caller's."""
+        env = self._playing[episode] = self._take()
+        try:
+            return await env.reset(task, seed)
+        except InfraError:
+            raise
+        except Exception as error:
+            raise self._fault(error, f"reset of task {task.id}") from error
+
+    async def step(self, episode: str, action: str) -> Step:
+        try:
+            return await self._playing[episode].step(action)
+        except InfraError:
+            raise
+        except Exception as error:
+            raise self._fault(error, f"step of episode {episode}") from error
+
+    async def close(self, episode: str) -> None:
+        """End an episode; its instance is reset before it plays again."""
+        env = self._playing.pop(episode, None)
+        if env is not None:
+            self._idle.append(env)
+
+    def _take(self) -> Env:
+        return self._idle.pop() if self._idle else self._make()
+
+    def _advance(self, split: str, source: Iterable[Task], start: int, count: int, repeat: bool) -> list[Task]:
+        stream, at = self._streams.get(split, (iter(source), 0))
+        if at > start:
+            stream, at = iter(source), 0
+        out: list[Task] = []
+        empty = False
+        while at < start + count:
+            task = next(stream, None)
+            if task is None:
+                if not repeat or empty:
+                    break
+                stream, empty = iter(source), True
+                continue
+            empty = False
+            if at >= start:
+                out.append(task)
+            at += 1
+        self._streams[split] = (stream, at)
+        if not out:
+            raise EnvFault(f"environment {self.name}: the split {split!r} has no tasks")
+        return out
+
+    def _guard(self, call: Any, what: str) -> Any:
+        try:
+            return call()
+        except Exception as error:
+            raise self._fault(error, what) from error
+
+    def _fault(self, error: BaseException, what: str) -> EnvFault:
+        return EnvFault(f"environment {self.name} raised {type(error).__name__} in {what}: {error}")
+
+
+def _shuffled(index: int, n: int, seed: int) -> int:
+    """The position of the index-th task in an endless order that is a fresh permutation every epoch."""
+    epoch, at = divmod(index, n)
+    return int(_permutation(n, seed, epoch)[at])
+
+
+_permutations: dict[tuple[int, int, int], np.ndarray] = {}
+
+
+def _permutation(n: int, seed: int, epoch: int) -> np.ndarray:
+    key = (n, seed, epoch)
+    if key not in _permutations:
+        for old in list(itertools.islice(_permutations, max(0, len(_permutations) - 3))):
+            del _permutations[old]
+        _permutations[key] = np.random.default_rng([seed, epoch, 0x7A5C]).permutation(n)
+    return _permutations[key]

@@ -1,0 +1,384 @@
+"""The learner: a Ray Train loop that turns batches into new versions of the policy, and does not know the method.
+
+    get_batch ─► score roles ─► credit (whole batch) ─► epochs x mini-batches of update ─► publish version + 1
+        └────────────── evaluate, log, checkpoint on their schedules ──────────────┘
+
+Every rank runs the same loop over the same batch; rank 0 talks to the collector and writes. The newest whole checkpoint in the run
+directory is where the loop starts, whether this is the first start, a restart by Ray Train or `posterior resume`.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import ray
+import torch
+import torch.distributed as dist
+
+from actors import checkpoint
+from actors.clients import ActorLost
+from actors.collector import BatchReply, EvalReply
+from actors.env_worker import EnvFault
+from actors.sharding import shard
+from actors.types import Group
+from actors.update import OptimiserConfig, Updater
+from models.flops import FlopModel
+from models.forward import Distribution
+from models.loading import load_role, load_tokenizer, merged_weights
+from models.roles import RoleSpec
+
+log = logging.getLogger("posterior.learner")
+
+GAP_BOUND = {"float32": ("gap/max", 1e-4), "bfloat16": ("gap/mean", 2e-2)}
+"""Largest |log-prob of sampler - log-prob of learner| a run may start with (design, promise 1)."""
+
+
+class RunStopped(RuntimeError):
+    """The run cannot go on and a restart would not help: one sentence for the user."""
+
+
+class Recorder(Protocol):
+    """Writes what a run leaves behind; the front door supplies it."""
+
+    def metrics(self, row: dict[str, Any]) -> None: ...
+    def truncate(self, step: int) -> None: ...
+    def traces(self, name: str, step: int, groups: Sequence[Group]) -> None: ...
+    def finish(self, status: str, step: int, error: str = "") -> None: ...
+
+
+@dataclass
+class LearnerConfig:
+    """What the loop needs of the run configuration, and its neighbours.
+
+    roles: resolved (weights are paths). frozen roles with `scores` are asked through the collector. train_extra: `lora` keywords or
+    None. eval_splits: held-out splits.
+    """
+
+    seed: int
+    roles: Mapping[str, RoleSpec]
+    optimisers: Mapping[str, OptimiserConfig]
+    model_dtype: str
+    lora: dict[str, Any] | None
+    trust_remote_code: bool
+    distribution: Distribution
+    steps: int
+    epochs: int
+    minibatches: int
+    token_budget: int
+    max_bad_steps: int
+    checkpoint_every: int
+    keep_checkpoints: int
+    eval_every: int
+    eval_splits: Sequence[str]
+    eval_tasks: int
+    eval_samples: int
+    eval_temperature: float
+    traces_every: int
+    trace_groups: int
+    threads: int
+    sharding: str
+    checkpoints: Path
+    make_algorithm: Callable[[], Any]
+    recorder: Recorder
+    collector: Any = field(repr=False)
+
+
+def learner_loop(config: LearnerConfig) -> None:
+    """The function that Ray Train runs on every rank."""
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    try:
+        Learner(config).run()
+    except (RunStopped, EnvFault, ActorLost, checkpoint.CheckpointError) as error:
+        # what a restart cannot mend must not be restarted: record it and end in order
+        log.error("the run stopped: %s", error)
+        if rank == 0:
+            config.recorder.finish("failed", -1, str(error))
+
+
+class Learner:
+    """One rank of the learner."""
+
+    def __init__(self, config: LearnerConfig) -> None:
+        self.config = config
+        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        self.device = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
+        if self.device == "cpu":
+            torch.set_num_threads(config.threads)
+        torch.manual_seed(config.seed)
+        random.seed(config.seed)
+        np.random.seed(config.seed % 2**32)
+        self.algorithm = config.make_algorithm()
+        self.found = checkpoint.latest(config.checkpoints)
+        models = {role: self._load(role, spec) for role, spec in config.roles.items() if spec.trainable}
+        self.tokenizer = load_tokenizer(config.roles["policy"].weights, config.trust_remote_code)
+        base = models["policy"].base
+        self.flops = FlopModel.of(base.config, sum(p.numel() for n, p in base.named_parameters() if "lora_" not in n))
+        sharded = config.sharding == "fsdp2"
+        if sharded:
+            for model in models.values():
+                shard(model)
+        self.updater = Updater(
+            self.algorithm,
+            models,
+            config.roles,
+            config.optimisers,
+            config.distribution,
+            config.token_budget,
+            device=self.device,
+            half=config.model_dtype == "bfloat16",
+            sharded=sharded,
+        )
+        self.step = 0
+        self.started = time.perf_counter()
+        self.earlier_seconds = 0.0
+        self.flops_learning = 0.0
+        self.bad_steps = 0
+
+    # ---- the loop ---------------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        c = self.config
+        first = self._begin()
+        if c.eval_every and first == 0:
+            self._evaluate(0)
+        for self.step in range(first, c.steps):
+            if self._agree(self.rank == 0 and ray.get(c.collector.stop_requested.remote())):
+                self._checkpoint(self.step)
+                return self._finish("interrupted", self.step)
+            self._one_step(self.step)
+        self._checkpoint(c.steps)
+        self._finish("finished", c.steps)
+
+    def _one_step(self, step: int) -> None:
+        c, clock = self.config, Clock()
+        reply = self._batch()
+        clock.lap("wait")
+        groups = reply.groups
+        for role, spec in c.roles.items():
+            if spec.scores:
+                self._score(role, spec, groups, step)
+        clock.lap("score")
+        metrics = self.algorithm.credit(groups)
+        clock.lap("credit")
+        metrics.update(self._update(groups, step, clock))
+        published = self._publish(step + 1)
+        clock.lap("publish")
+        metrics.update(self._batch_metrics(groups, step, reply))
+        self._guard(metrics, step, groups)
+        if self.rank == 0 and c.traces_every and step % c.traces_every == 0:
+            c.recorder.traces(f"step_{step:06d}", step, groups[: c.trace_groups])
+        clock.lap("log")
+        version = step + 1
+        if version % c.checkpoint_every == 0 and version < c.steps:
+            self._checkpoint(version)
+        clock.lap("checkpoint")
+        row = {"kind": "train", "step": step, "version": version, "seconds": self._seconds(), **metrics}
+        row.update(clock.laps)
+        row["time/apply_weights"] = published
+        row["time/total"] = clock.total()
+        row["tokens/per_second"] = metrics["tokens/batch"] / max(clock.total(), 1e-9)
+        if self.rank == 0:
+            c.recorder.metrics(row)
+        if c.eval_every and (version % c.eval_every == 0 or version == c.steps):
+            self._evaluate(version)
+
+    def _update(self, groups: Sequence[Group], step: int, clock: Clock) -> dict[str, float]:
+        """All epochs and mini-batches over one batch; metrics are means over them (largest for .../max)."""
+        c = self.config
+        metrics: dict[str, list[float]] = {}
+        first = True
+        for epoch in range(c.epochs):
+            order = list(range(len(groups)))
+            if c.minibatches > 1:
+                np.random.default_rng([c.seed, step, epoch]).shuffle(order)
+            for part in np.array_split(np.array(order), min(c.minibatches, len(order))):
+                mini = [groups[i] for i in sorted(part.tolist())]
+                for name, value in self.updater.update(mini, step, measure_gap=first).items():
+                    metrics.setdefault(name, []).append(value)
+                first = False
+                lengths = [len(t) for g in mini for t in g.live if t.weights]
+                self.flops_learning += self.flops.training(lengths)
+        clock.lap("forward_backward")
+        return {name: float(max(v) if name.endswith("/max") else np.mean(v)) for name, v in metrics.items()}
+
+    # ---- talking to the collector -------------------------------------------------------------------------------------------
+
+    def _begin(self) -> int:
+        """Take up the newest checkpoint, if any, and start collection at its version."""
+        c = self.config
+        state: dict[str, Any] | None = None
+        first = 0
+        if self.found is not None:
+            first, state, algorithm_state = checkpoint.restore(self.found, self.updater)
+            self.algorithm.load(algorithm_state)
+            self.flops_learning = state["learner"]["flops"]
+            self.earlier_seconds = state["learner"]["seconds"]
+        arrays = merged_weights(self.updater.models["policy"])
+        if self.rank == 0:
+            c.recorder.truncate(first)
+            ray.get(c.collector.start.remote(state, arrays, first))
+        self.started = time.perf_counter()
+        return first
+
+    def _batch(self) -> BatchReply:
+        reply: BatchReply | None = None
+        if self.rank == 0:
+            while reply is None:
+                answer = ray.get(self.config.collector.get_batch.remote())
+                if isinstance(answer, str):
+                    log.warning("waiting for the batch of step %d: %s", self.step, answer)
+                else:
+                    reply = answer
+        reply = self._broadcast(reply)
+        assert reply is not None
+        return reply
+
+    def _score(self, role: str, spec: RoleSpec, groups: Sequence[Group], version: int) -> None:
+        if spec.trainable:
+            self.updater.score(role, groups, version)
+            return
+        traces = [t for g in groups for t in g.live]
+        scores = ray.get(self.config.collector.scores.remote(role, traces)) if self.rank == 0 else None
+        for trace, score in zip(traces, self._broadcast(scores), strict=True):
+            trace.scores[role] = score
+
+    def _publish(self, version: int) -> float:
+        arrays = merged_weights(self.updater.models["policy"])
+        if self.rank != 0:
+            return 0.0
+        # wrapped in a list: the collector passes the reference on to the samplers without copying the arrays
+        return ray.get(self.config.collector.publish.remote([ray.put(arrays)], version, self.algorithm.state()))
+
+    def _evaluate(self, version: int) -> None:
+        c = self.config
+        if self.rank != 0:
+            return
+        row: dict[str, Any] = {"kind": "eval", "step": version, "version": version}
+        start = time.perf_counter()
+        for split in c.eval_splits:
+            reply: EvalReply = ray.get(
+                c.collector.evaluate.remote(split, c.eval_tasks, c.eval_samples, c.eval_temperature)
+            )
+            row.update({f"eval/{split}/{name}": value for name, value in reply.figures.items()})
+            c.recorder.traces(f"eval_{version:06d}_{split}", version, reply.groups[: c.trace_groups])
+        row["time/eval"] = time.perf_counter() - start
+        row["seconds"] = self._seconds()
+        c.recorder.metrics(row)
+
+    # ---- keeping ------------------------------------------------------------------------------------------------------------
+
+    def _checkpoint(self, version: int) -> None:
+        state = ray.get(self.config.collector.state.remote()) if self.rank == 0 else {}
+        state["learner"] = {"flops": self.flops_learning, "seconds": self._seconds()}
+        checkpoint.save(
+            self.config.checkpoints,
+            version,
+            self.updater,
+            state,
+            self.algorithm.state(),
+            self.tokenizer,
+            self.config.keep_checkpoints,
+        )
+
+    def _finish(self, status: str, step: int) -> None:
+        if self.rank == 0:
+            self.config.recorder.finish(status, step)
+
+    def _batch_metrics(self, groups: Sequence[Group], step: int, reply: BatchReply) -> dict[str, float]:
+        traces = [t for g in groups for t in g.live]
+        ages = [step - g.admitted for g in groups]
+        sampled = [float(t.sampled.sum()) for t in traces]
+        return {
+            "staleness/max": float(max(ages)),
+            "staleness/mean": float(np.mean(ages)),
+            "length/mean": float(np.mean(sampled)) if sampled else 0.0,
+            "tokens/batch": float(sum(sampled)),
+            "flops/learning": self.flops_learning,
+            **reply.totals,
+        }
+
+    def _guard(self, metrics: Mapping[str, float], step: int, groups: Sequence[Group]) -> None:
+        """The launch gate's last part, and the stop after repeated non-finite steps."""
+        c = self.config
+        name, bound = GAP_BOUND[c.model_dtype]
+        if (
+            step == (0 if self.found is None else checkpoint.read_meta(self.found)["step"])
+            and metrics.get(name, 0.0) > bound
+        ):
+            raise RunStopped(
+                f"sampler and learner disagree: {name} is {metrics[name]:.2e} on the first batch, the bound for {c.model_dtype} is "
+                f"{bound:.0e}; run `posterior doctor` with this configuration to see where they part"
+            )
+        skipped = any(value for key, value in metrics.items() if key.startswith("skipped/"))
+        self.bad_steps = self.bad_steps + 1 if skipped else 0
+        if skipped:
+            log.warning("step %d: a loss or gradient was not finite; the optimiser step was skipped", step)
+        if self.bad_steps >= c.max_bad_steps:
+            if self.rank == 0:
+                c.recorder.traces(f"bad_{step:06d}", step, groups)
+            raise RunStopped(
+                f"the loss or gradient was not finite {self.bad_steps} steps in a row (last: step {step}); the batch is saved in "
+                f"traces/bad_{step:06d}.jsonl; lower train.optimiser.lr or look at its rewards"
+            )
+
+    # ---- small helpers ------------------------------------------------------------------------------------------------------
+
+    def _load(self, role: str, spec: RoleSpec) -> Any:
+        c = self.config
+        lora = c.lora if role == "policy" else None
+        # adapters sit on the original weights; everything else continues from the checkpoint's own
+        saved = self.found is not None and lora is None
+        path = str(self.found / role) if saved and self.found is not None else spec.weights
+        model = load_role(path, dtype="float32", head=spec.head, lora=lora, trust_remote_code=c.trust_remote_code)
+        return model.to(self.device)
+
+    def _broadcast(self, value: Any) -> Any:
+        if self.world == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def _agree(self, flag: bool) -> bool:
+        return bool(self._broadcast(flag))
+
+    def _seconds(self) -> float:
+        return self.earlier_seconds + time.perf_counter() - self.started
+
+
+class Clock:
+    """Seconds by stage of one step."""
+
+    def __init__(self) -> None:
+        self._start = self._last = time.perf_counter()
+        self.laps: dict[str, float] = {}
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.laps[f"time/{name}"] = self.laps.get(f"time/{name}", 0.0) + now - self._last
+        self._last = now
+
+    def total(self) -> float:
+        return time.perf_counter() - self._start
+
+
+def resolve_roles(roles: Mapping[str, RoleSpec]) -> dict[str, RoleSpec]:
+    """Replace "@role" by that role's initial weights."""
+    out = {}
+    for name, spec in roles.items():
+        weights = spec.weights
+        if weights.startswith("@"):
+            if weights[1:] not in roles or roles[weights[1:]].weights.startswith("@"):
+                raise ValueError(
+                    f"role {name} starts from {weights}, but there is no role {weights[1:]!r} with weights of its own"
+                )
+            weights = roles[weights[1:]].weights
+        out[name] = replace(spec, weights=weights)
+    return out
