@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import operator
 import reprlib
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -67,7 +68,7 @@ def identical(a: Any, b: Any) -> bool:
     """Equality with exact types: True is not 1, a tuple is not a list, 1.0 is not 1; NaN equals NaN."""
     if type(a) is not type(b):
         return False
-    if isinstance(a, list | tuple):
+    if isinstance(a, list | tuple | deque):
         return len(a) == len(b) and all(map(identical, a, b))
     if isinstance(a, dict):
         keys = {key: key for key in a}

@@ -13,6 +13,9 @@ from envs.coding import datasets, procedural
 from envs.coding.grader import grade_program
 from envs.coding.sandbox import Limits, SandboxPool
 
+CPU_SECONDS = 1.0
+"""Processor time that a candidate gets by default: training needs quick verdicts on runaway programs."""
+
 
 class CodingEnv(SingleTurnEnv):
     """Write a Python function; the grade is whether it passes its unit tests.
@@ -24,7 +27,7 @@ class CodingEnv(SingleTurnEnv):
     partial: grade by the share of tests passed instead of all or nothing.
     performance: grade work counts too, where a task asks for it.
     unsafe_local: run candidates WITHOUT a sandbox, as plain processes of this user.
-    cpu_seconds, wall_seconds, memory_mb, output_bytes: limits of one candidate.
+    cpu_seconds (1.0), wall_seconds, memory_mb, output_bytes: limits of one candidate.
     Other options go to the task generator (`envs.coding.procedural.tasks`): families, difficulties, size, ...
 
     Construction reads nothing and starts nothing; a file is read once and the sandbox pool shared per process.
@@ -59,7 +62,7 @@ class CodingEnv(SingleTurnEnv):
         self.partial = partial
         self.performance = performance
         self.unsafe_local = unsafe_local
-        self.limits = Limits(**limits)
+        self.limits = Limits(**{"cpu_seconds": CPU_SECONDS, **limits})
         self.options = options
 
     @property

@@ -1,0 +1,221 @@
+"""The conformance and red-team suite: it passes good environments and finds the fault of each bad one."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import sys
+import types
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+from envs.base import Env, Grade, Observation, SingleTurnEnv, Step, Task
+from envs.check import check_env
+
+SPLITS = ("train", "test")
+
+
+class Sums(SingleTurnEnv):
+    """A sound environment: add two numbers."""
+
+    def __init__(self, most: int = 40) -> None:
+        self.most = most
+
+    def tasks(self, split: str) -> Iterable[Task]:
+        if split not in SPLITS:
+            raise ValueError(f"unknown split {split!r}; there are: train, test")
+        parity = SPLITS.index(split)
+        return [
+            Task(f"{a}+{b}", f"What is {a} + {b}?", answer=str(a + b))
+            for a, b in itertools.product(range(10, self.most), repeat=2)
+            if (a + b) % 2 == parity
+        ]
+
+    def grade(self, task: Task, text: str) -> Grade:
+        return Grade(float(text.strip() == task.answer))
+
+
+class Stairs(Env):
+    """A sound multi-turn environment: climb `height` steps by saying up; it offers a solution of its own."""
+
+    max_turns = 6
+
+    def tasks(self, split: str) -> Iterable[Task]:
+        if split not in SPLITS:
+            raise ValueError("unknown split")
+        return [Task(f"{split}-{h}", f"Climb {h} steps ({split})", meta={"height": h}) for h in range(2, 6)]
+
+    def solution(self, task: Task) -> list[str]:
+        return ["up"] * task.meta["height"]
+
+    async def reset(self, task: Task, seed: int) -> Observation:
+        self.left, self.turns = task.meta["height"], 0
+        return Observation()
+
+    async def step(self, action: str) -> Step:
+        self.turns += 1
+        if action.strip() == "up":
+            self.left -= 1
+        done = self.left == 0
+        return Step(f"{self.left} steps to go", float(done), terminated=done, truncated=self.turns == self.max_turns)
+
+
+class AlwaysRight(Sums):
+    def grade(self, task: Task, text: str) -> Grade:
+        return Grade(1.0)
+
+
+class AlwaysWrong(Sums):
+    def grade(self, task: Task, text: str) -> Grade:
+        return Grade(0.0)
+
+
+class AnyTextPays(Sums):
+    def grade(self, task: Task, text: str) -> Grade:
+        return Grade(1.0 if text.strip() == task.answer else 0.01 * bool(text))
+
+
+class ConstantWins(Sums):
+    def grade(self, task: Task, text: str) -> Grade:
+        return Grade(float(text in (task.answer, "yes")))
+
+
+class Raises(Sums):
+    def grade(self, task: Task, text: str) -> Grade:
+        return Grade(float(text.encode().decode("ascii") == task.answer))
+
+
+class NotANumber(Sums):
+    def grade(self, task: Task, text: str) -> Grade:
+        return Grade(1.0) if text == task.answer else Grade(float("nan"))
+
+
+class TooGenerous(Sums):
+    def grade(self, task: Task, text: str) -> Grade:
+        return Grade(100.0 * (text == task.answer))
+
+
+class Remembers(Sums):
+    """After a right answer the next one is right too."""
+
+    streak = False
+
+    def grade(self, task: Task, text: str) -> Grade:
+        right = text == task.answer
+        value, self.streak = float(right or self.streak), right
+        return Grade(value)
+
+
+class Overlaps(Sums):
+    def tasks(self, split: str) -> Iterable[Task]:
+        return super().tasks("train" if split in SPLITS else split)
+
+
+class Shuffles(Sums):
+    def tasks(self, split: str) -> Iterable[Task]:
+        import random
+
+        tasks = list(super().tasks(split))
+        random.shuffle(tasks)
+        return tasks
+
+
+class Doubles(Sums):
+    def tasks(self, split: str) -> Iterable[Task]:
+        return [Task("same", t.prompt, t.answer) for t in super().tasks(split)]
+
+
+class AnySplit(Sums):
+    def tasks(self, split: str) -> Iterable[Task]:
+        return super().tasks("test" if split == "test" else "train")
+
+
+class Unpicklable(Sums):
+    def tasks(self, split: str) -> Iterable[Task]:
+        return [Task(t.id, t.prompt, t.answer, meta={"f": lambda: 0}) for t in super().tasks(split)]
+
+
+class Endless(Sums):
+    async def step(self, action: str) -> Step:
+        return Step("", 0.0, terminated=False)
+
+
+class Undecided(Stairs):
+    """Its reward depends on how many episodes there were before."""
+
+    episodes = itertools.count()
+
+    async def reset(self, task: Task, seed: int) -> Observation:
+        await super().reset(task, seed)
+        return Observation(prompt=f"episode {next(self.episodes)}")
+
+
+@pytest.fixture
+def module(monkeypatch: pytest.MonkeyPatch) -> str:
+    """A name under which this file's environments can be imported."""
+    mine = types.ModuleType("environments_under_test")
+    for value in list(globals().values()):
+        if isinstance(value, type) and issubclass(value, Env):
+            setattr(mine, value.__name__, value)
+    monkeypatch.setitem(sys.modules, mine.__name__, mine)
+    return mine.__name__
+
+
+def check(module: str, name: str, **args: Any) -> dict[str, Any]:
+    report = asyncio.run(check_env(f"{module}:{name}", args, samples=100))
+    assert json.loads(json.dumps(report)) == report
+    return report
+
+
+def failed(report: dict[str, Any]) -> list[str]:
+    assert report["ok"] == all(c["ok"] for c in report["checks"])
+    return [c["name"] for c in report["checks"] if not c["ok"]]
+
+
+@pytest.mark.parametrize("name", ["Sums", "Stairs"])
+def test_sound_environments_pass(module: str, name: str) -> None:
+    report = check(module, name)
+    assert failed(report) == [], report["checks"]
+    assert report["ok"]
+    assert set(report["tasks"]) == {"train", "test"}
+    assert report["seconds_per_grade"]["median"] >= 0.0
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        ("AlwaysRight", "junk scores nothing"),
+        ("AlwaysWrong", "a good answer scores full marks"),
+        ("AnyTextPays", "junk scores nothing"),
+        ("ConstantWins", "no constant guess"),
+        ("Raises", "junk scores nothing"),
+        ("NotANumber", "reset and step keep their contracts"),
+        ("TooGenerous", "a good answer scores full marks"),
+        ("Remembers", "nothing leaks"),
+        ("Overlaps", "no prompt of one split occurs in another"),
+        ("Shuffles", "the same at every enumeration"),
+        ("Doubles", "ids are unique"),
+        ("AnySplit", "an unknown split raises"),
+        ("Unpicklable", "well-formed tasks"),
+        ("Endless", "reset and step keep their contracts"),
+        ("Undecided", "the same seed and actions"),
+    ],
+)
+def test_the_fault_of_each_bad_environment_is_found(module: str, name: str, fault: str) -> None:
+    report = check(module, name)
+    assert not report["ok"]
+    assert any(fault in found for found in failed(report)), report["checks"]
+
+
+def test_always_right_and_always_wrong_fail_on_different_grounds(module: str) -> None:
+    assert not any("good answer" in name for name in failed(check(module, "AlwaysRight")))
+    assert not any("junk" in name for name in failed(check(module, "AlwaysWrong")))
+
+
+def test_arguments_reach_the_environment_and_wrong_ones_are_refused(module: str) -> None:
+    assert check(module, "Sums", most=14)["tasks"] == {"train": 8, "test": 8}
+    with pytest.raises(ValueError, match="did you mean 'most'"):
+        check(module, "Sums", mots=3)
