@@ -32,6 +32,19 @@ _ASYNC = ("reset", "step", "close")
 
 
 def known() -> dict[str, str]:
+    """Name -> one-line description of every environment that has a name; what is wrong with it, where it does not load."""
+    return {name: _describe(name) for name in paths()}
+
+
+def _describe(name: str) -> str:
+    try:
+        cls = find(name)
+    except ValueError as error:
+        return f"unusable: {error}"
+    return cls.description or (inspect.getdoc(cls) or cls.__name__).split("\n")[0]
+
+
+def paths() -> dict[str, str]:
     """Name -> import path of every environment that has a name: built in, or offered by an installed package."""
     return dict(sorted({**_offered(), **BUILTIN}.items()))
 
@@ -46,7 +59,7 @@ def find(name: str) -> type[Env]:
 
     Raises ValueError, in one sentence, if there is none, it does not import, or it does not obey the interface.
     """
-    names = known()
+    names = paths()
     path = names.get(name, name)
     if ":" not in path:
         near = difflib.get_close_matches(name, names, n=1)

@@ -12,17 +12,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from envs.base import Task
 from envs.coding import datasets
 from envs.coding.asserts import parse_asserts, parse_check_function
 from envs.coding.compare import Rule, identical, matches
 
-MBPP_ROW = {
+MBPP_ROW: dict[str, Any] = {
     "task_id": 600,
     "text": "Write a function to add one.",
     "code": "import math\r\ndef add_one(x):\r\n    return x + 1",
     "test_list": ["assert add_one(1) == 2", "assert math.isclose(add_one(0.5), 1.5, rel_tol=0.001)"],
 }
-HUMANEVAL_ROW = {
+HUMANEVAL_ROW: dict[str, Any] = {
     "task_id": "HumanEval/0",
     "prompt": 'from typing import List\n\n\ndef total(xs: List[int]) -> int:\n    """Add them up."""\n',
     "canonical_solution": "    return sum(xs)\n",
@@ -30,7 +31,7 @@ HUMANEVAL_ROW = {
     "def check(candidate):\n    assert candidate([1, 2]) == 3\n    assert candidate([]) == 0\n",
     "entry_point": "total",
 }
-GENERIC_ROW = {
+GENERIC_ROW: dict[str, Any] = {
     "id": "square",
     "prompt": "Square a number.",
     "entry_point": "square",
@@ -38,6 +39,13 @@ GENERIC_ROW = {
     "solution": "def square(x):\n    return x * x",
 }
 MBPP = Path(__file__).resolve().parents[2] / "shared" / "data" / "mbpp"
+
+
+def shown(task: Task) -> str:
+    """The text of the one message that a task's prompt consists of."""
+    assert not isinstance(task.prompt, str)
+    (message,) = task.prompt
+    return message["content"]
 
 
 def write_lines(path: Path, *rows: Any) -> str:
@@ -54,14 +62,14 @@ def test_the_three_layouts_and_their_meta(tmp_path: Path) -> None:
     assert [case[:3] for case in mbpp.meta["cases"]] == [[[1], {}, 2], [[0.5], {}, 1.5]]
     assert mbpp.meta["test_source"] is None
     assert "\r" not in mbpp.meta["reference"]
-    assert "assert add_one(1) == 2" in mbpp.prompt[0]["content"]
-    assert "isclose" not in mbpp.prompt[0]["content"], "only one test is shown"
+    assert "assert add_one(1) == 2" in shown(mbpp)
+    assert "isclose" not in shown(mbpp), "only one test is shown"
 
     assert [case[:3] for case in humaneval.meta["cases"]] == [[[[1, 2]], {}, 3], [[[]], {}, 0]]
     assert humaneval.meta["reference"].endswith("return sum(xs)")
     assert humaneval.meta["prelude"] == HUMANEVAL_ROW["prompt"]
-    assert "Add them up" in humaneval.prompt[0]["content"]
-    assert "candidate([1, 2])" not in humaneval.prompt[0]["content"], "the tests stay hidden"
+    assert "Add them up" in shown(humaneval)
+    assert "candidate([1, 2])" not in shown(humaneval), "the tests stay hidden"
 
     assert generic.meta["cases"] == [[[3], {}, 9]]
     assert generic.answer == "```python\ndef square(x):\n    return x * x\n```"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from envs import registry
-from envs.base import Grade, Task
+from envs.base import Grade, SingleTurnEnv, Task
 from envs.coding.env import CodingEnv
 
 GOOD = """
@@ -49,7 +49,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_built_in_names() -> None:
     assert registry.find("coding") is CodingEnv
-    assert registry.known()["coding"] == "envs.coding.env:CodingEnv"
+    assert registry.paths()["coding"] == "envs.coding.env:CodingEnv"
+    assert registry.known()["coding"] == CodingEnv.description
     assert registry.find("envs.coding.env:CodingEnv") is CodingEnv
 
 
@@ -58,6 +59,7 @@ def test_import_paths_reach_the_current_folder(folder: Path) -> None:
     tasks = list(env.tasks("train"))
     assert [task.id for task in tasks] == ["train-0", "train-1"]
     assert isinstance(tasks[0], Task)
+    assert isinstance(env, SingleTurnEnv)
     assert env.grade(tasks[1], "1") == Grade(1.0)
 
 
@@ -98,6 +100,9 @@ def test_what_is_wrong_is_said_in_one_sentence(folder: Path, name: str, words: l
         ("coding", {"famlies": ["list"]}, ["unknown option 'famlies'", "did you mean 'families'?"]),
         ("coding", {"unsafe_locl": True}, ["did you mean 'unsafe_local'?"]),
         ("coding", {"memory_mb": -1}, ["memory_mb", "positive"]),
+        ("coding", {"cpu_seconds": "fast"}, ["cpu_seconds", "'fast'"]),
+        ("coding", {"partial": "yes"}, ["partial", "true or false", "'yes'"]),
+        ("coding", {"seed": 1.5}, ["seed", "whole number"]),
         ("coding", {"train_share": 2.0}, ["train_share", "between 0 and 1"]),
         ("coding", {"tasks": "x.jsonl", "families": ["list"]}, ["'families'", "generated tasks only"]),
     ],

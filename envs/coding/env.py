@@ -5,16 +5,12 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Iterable, Sequence
-from dataclasses import fields
 from typing import Any, ClassVar
 
 from envs.base import Grade, SingleTurnEnv, Task
 from envs.coding import datasets, procedural
 from envs.coding.grader import grade_program
 from envs.coding.sandbox import Limits, SandboxPool
-
-CPU_SECONDS = 1.0
-"""Processor time that a candidate gets by default: training needs quick verdicts on runaway programs."""
 
 
 class CodingEnv(SingleTurnEnv):
@@ -27,7 +23,8 @@ class CodingEnv(SingleTurnEnv):
     partial: grade by the share of tests passed instead of all or nothing.
     performance: grade work counts too, where a task asks for it.
     unsafe_local: run candidates WITHOUT a sandbox, as plain processes of this user.
-    cpu_seconds (1.0), wall_seconds, memory_mb, output_bytes: limits of one candidate.
+    cpu_seconds, wall_seconds, memory_mb, output_bytes: limits of one candidate; short, because training needs quick
+        verdicts on runaway programs.
     Other options go to the task generator (`envs.coding.procedural.tasks`): families, difficulties, size, ...
 
     Construction reads nothing and starts nothing; a file is read once and the sandbox pool shared per process.
@@ -47,14 +44,30 @@ class CodingEnv(SingleTurnEnv):
         partial: bool = False,
         performance: bool = True,
         unsafe_local: bool = False,
+        cpu_seconds: float = 1.0,
+        wall_seconds: float = 5.0,
+        memory_mb: int = 256,
+        output_bytes: int = 1 << 20,
         **options: Any,
     ) -> None:
-        limits = {name: options.pop(name) for name in _LIMITS if name in options}
+        limits = {
+            "cpu_seconds": cpu_seconds,
+            "wall_seconds": wall_seconds,
+            "memory_mb": memory_mb,
+            "output_bytes": output_bytes,
+        }
         for name, value in limits.items():
             if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
                 raise ValueError(f"coding: {name} must be a positive number, not {value!r}")
-        if not 0.0 <= train_share <= 1.0:
+        for name, value in (("partial", partial), ("performance", performance), ("unsafe_local", unsafe_local)):
+            if not isinstance(value, bool):
+                raise ValueError(f"coding: {name} must be true or false, not {value!r}")
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise ValueError(f"coding: seed must be a whole number, not {seed!r}")
+        if isinstance(train_share, bool) or not isinstance(train_share, int | float) or not 0 <= train_share <= 1:
             raise ValueError(f"coding: train_share must lie between 0 and 1, not {train_share!r}")
+        if not isinstance(tasks, str):
+            raise ValueError(f'coding: tasks must be "procedural", a file or hf:NAME, not {tasks!r}')
         self._check_options(tasks, options)
         self.source = tasks
         self.seed = seed
@@ -62,7 +75,7 @@ class CodingEnv(SingleTurnEnv):
         self.partial = partial
         self.performance = performance
         self.unsafe_local = unsafe_local
-        self.limits = Limits(**{"cpu_seconds": CPU_SECONDS, **limits})
+        self.limits = Limits(cpu_seconds, wall_seconds, memory_mb, output_bytes)
         self.options = options
 
     @property
@@ -79,7 +92,7 @@ class CodingEnv(SingleTurnEnv):
             if name in generator:
                 raise ValueError(f"coding: option {name!r} is for generated tasks only; drop it or tasks={source!r}")
             generator = []
-        known = [*_OWN_OPTIONS, *_LIMITS, *generator]
+        known = [name for name in inspect.signature(CodingEnv).parameters if name != "options"] + generator
         for name in options:
             if name not in generator:
                 near = difflib.get_close_matches(name, known, n=1)
@@ -118,7 +131,3 @@ class CodingEnv(SingleTurnEnv):
         from envs.coding.audit import audit
 
         return await audit(self, samples)
-
-
-_LIMITS = tuple(field.name for field in fields(Limits))
-_OWN_OPTIONS = ("tasks", "seed", "train_share", "partial", "performance", "unsafe_local")
