@@ -143,8 +143,8 @@ def kl_estimate(kind: KL, log_ratio_to_reference: Tensor) -> Tensor:
     """Pointwise estimates of KL(pi || reference) from d = log(pi / reference) at tokens drawn from pi.
 
     "k1": d, unbiased, may be negative. "k2": d^2 / 2, biased. "k3": exp(-d) - 1 + d, unbiased, never negative. As a
-    loss on policy, the expected gradient of k2 is that of KL(pi || reference), of k3 that of KL(reference || pi), and
-    of k1 it is 0: k1 belongs in the reward.
+    loss on policy, the expected gradient of k2 is that of the token's KL(pi || reference), of k3 that of
+    KL(reference || pi), and of k1 it is 0: k1 belongs in the reward.
     """
     d = log_ratio_to_reference
     if kind == "k1":

@@ -85,8 +85,6 @@ class RLVRConfig(AlgorithmConfig):
     """Reference weights: a model path, or "@policy" for the policy's initial ones."""
     entropy_coef: NonNegativeFloat = 0.0
     """Entropy bonus per token, in nats."""
-    log_entropy: bool = True
-    """Report the policy's entropy (one more pass over the vocabulary, without gradient)."""
     dynamic_sampling: bool = False
     """Refuse groups whose rewards are all equal, and sample others in their place (DAPO)."""
     overlong_share: float = Field(0.0, ge=0.0, le=1.0)
@@ -206,15 +204,16 @@ class RLVR(Algorithm):
             loss = pg.cispo_loss(logprobs, log_ratio, advantage, c.clip_low, c.clip_high)
         else:
             loss = pg.ppo_loss(log_ratio, advantage, c.clip_low, c.clip_high)
-        metrics = {"ratio": log_ratio.exp(), "approx_kl": pg.kl_estimate("k3", -token_log_ratio)}
+        metrics = {
+            "ratio": log_ratio.exp(),
+            "approx_kl": pg.kl_estimate("k3", -token_log_ratio),
+            "entropy": forward.entropy_BT,
+        }
         if c.loss != "reinforce":
             metrics["clip_fraction"] = pg.clipped(log_ratio, advantage, c.clip_low, c.clip_high)
         if c.tis_cap is not None:
             metrics["tis_weight"] = pg.truncated_importance(old, batch["logprob"], mask, c.tis_cap)
             loss = loss * metrics["tis_weight"]
-        if c.log_entropy:
-            with torch.set_grad_enabled(torch.is_grad_enabled() and c.entropy_coef > 0):
-                metrics["entropy"] = forward.entropy_BT
 
         over = pg.DENOMINATOR[c.aggregation]
         terms = {"policy": Term(loss, "policy", over, detached(metrics))}
