@@ -47,18 +47,23 @@ function average(members, pick) {
   return out;
 }
 
-function trainSeries(spec) {
+// How the metrics of one chart are told apart: by colour, or by dashes where colours stand for runs.
+function looks(spec) {
   const keys = expand(spec.keys);
   const stem = spec.keys.length === 1 && spec.keys[0].endsWith("/") ? spec.keys[0] : null;
   const label = (key) => (stem ? key.slice(stem.length) : keys.length > 1 ? key.split("/").at(-1) : spec.title.toLowerCase());
+  return keys.map((key, k) => ({ name: label(key), colour: several ? "var(--soft)" : colour(k), dash: several ? DASHES[k % 4] : "" }));
+}
+
+function trainSeries(spec) {
+  const keys = expand(spec.keys), look = looks(spec);
   const weight = spec.plain ? 0 : state.smooth;
   return groups.flatMap((group, g) => state.hidden.has(g) ? [] : keys.flatMap((key, k) => {
     const columns = average(group.runs.map((r) => runs[r].train), (train) => train.metrics[key] &&
       { step: train.step, x: train[state.axis], y: train.metrics[key] });
     if (!columns.y?.some(isNumber)) return [];
-    const look = several ? { colour: colour(g), dash: DASHES[k % 4] } : { colour: colour(k), dash: "" };
-    const name = several ? (keys.length > 1 ? `${group.name}, ${label(key)}` : group.name) : label(key);
-    const main = { name, ...look, x: columns.x, y: smoothed(columns.y, weight) };
+    const own = several ? { ...look[k], colour: colour(g), name: keys.length > 1 ? `${group.name}, ${look[k].name}` : group.name } : look[k];
+    const main = { ...own, x: columns.x, y: smoothed(columns.y, weight) };
     if (columns.low) return [{ ...main, low: smoothed(columns.low, weight), high: smoothed(columns.high, weight) }];
     return weight ? [{ ...main, name: "", y: columns.y, dash: "", faint: true }, main] : [main];
   }));
@@ -92,7 +97,7 @@ function drawCurves() {
     const keys = expand(spec.keys);
     const bounds = runs.map((run) => run.bound).filter((bound) => keys.includes(bound.key)).map((bound) => bound.value);
     if (keys.length) {
-      chart(document.getElementById("charts"), spec.title, { ...spec, series: trainSeries(spec), bound: bounds.length ? least(bounds) : null });
+      chart(document.getElementById("charts"), spec.title, { ...spec, series: trainSeries(spec), key: looks(spec), bound: bounds.length ? least(bounds) : null });
     }
   }
   const more = document.getElementById("more");

@@ -79,7 +79,7 @@ def _asset(name: str) -> str:
 
 def _embed(value: Any) -> str:
     """JSON that cannot end the script element around it, whatever its strings hold."""
-    text = json.dumps(plain(value), allow_nan=False, separators=(",", ":"))
+    text = json.dumps(plain(value), allow_nan=False, ensure_ascii=False, separators=(",", ":"))
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
@@ -216,7 +216,7 @@ def _card(entry: Mapping[str, Any], status: str) -> str:
     arrow = f'{percent(before["p"])} <b aria-label="to">→</b> ' if before and after else ""
     now = percent((after or before)["p"])
     return (
-        f'<div class="card"><h2>Held-out pass@1 <em>{html.escape(entry["split"])}</em></h2>'
+        f'<div class="card"><h2>Held-out pass@1 <em>{html.escape(entry["split"])}</em><small>95 % intervals</small></h2>'
         f'<p class="number"><span>{arrow}<strong>{now}</strong></span>{delta}</p>'
         f"{_span(before, after)}<dl>{lines}</dl></div>"
     )

@@ -32,9 +32,9 @@ function short(value) {
   if (!isNumber(value)) return "–";
   const size = Math.abs(value);
   if (size === 0) return "0";
-  if (size >= 1e15 || size < 1e-3) return value.toExponential(1).replace("e+", "e").replace("-", value < 0 ? "−" : "-");
+  if (size >= 1e15 || size < 1e-3) return value.toExponential(1).replace(".0e", "e").replace("e+", "e").replace(/^-/, "−");
   for (const [scale, unit] of [[1e12, "T"], [1e9, "G"], [1e6, "M"], [1e4, "k"]]) {
-    if (size >= scale) return trim((value / (unit === "k" ? 1e3 : scale)).toPrecision(3)) + unit;
+    if (size >= scale) return `${trim((value / (unit === "k" ? 1e3 : scale)).toPrecision(3))} ${unit}`;
   }
   return trim(value.toPrecision(size >= 1000 ? 4 : 3)).replace("-", "−");
 }
@@ -49,10 +49,10 @@ function clock(seconds) {
   return `${trim((seconds / 3600).toFixed(2))} h`;
 }
 
-function ticks(low, high, count) {
+function ticks(low, high, count, steps = [1, 2, 5, 10]) {
   const rough = (high - low) / Math.max(1, count);
   const power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= rough * 0.999);
+  const step = steps.map((m) => m * power).find((s) => s >= rough * 0.999);
   const out = [];
   for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i++) out.push(Number((i * step).toPrecision(12)));
   return out;
@@ -92,8 +92,9 @@ function showTip(x, y, rows) {
 
 const hideTip = () => (tip.hidden = true);
 
-// spec: {title, unit, series: [{name, colour, dash, x, y, low, high, faint, dots}], log, format, axis, height, bound, from, to}
-// x, y, low, high: equally long arrays, null where unknown; faint: drawn behind, without legend; axis: {name, format}.
+// spec: {title, unit, series: [{name, colour, dash, x, y, low, high, faint, dots}], key: [{name, colour, dash}], log, format,
+// axis: {name, format}, height, bound, from, to}. x, y, low, high: equally long arrays, null where unknown; faint: drawn
+// behind, not named; bound: a horizontal line; from, to: values the vertical axis reaches at least.
 function plot(figure, spec) {
   const old = plots.findIndex((other) => other.figure === figure);
   if (old >= 0) plots.splice(old, 1);
@@ -104,18 +105,17 @@ function plot(figure, spec) {
   const place = log ? (value) => (positive(value) ? Math.log10(value) : null) : (value) => (isNumber(value) ? value : null);
 
   const head = el("figcaption", {}, el("span", {}, spec.title), spec.unit ? el("small", {}, spec.unit) : null);
-  if (named.length > 1) {
-    head.append(el("span", { class: "key" }, named.map((series) =>
-      el("span", {}, svg("svg", { width: 16, height: 8 },
-        svg("line", { x1: 0, x2: 16, y1: 4, y2: 4, stroke: series.colour, "stroke-width": 2, "stroke-dasharray": series.dash || null })),
-        series.name))));
+  if (spec.key?.length > 1) {
+    head.append(el("span", { class: "key" }, spec.key.map((entry) => el("span", {},
+      svg("svg", { width: 16, height: 8 }, svg("line", { x1: 0, x2: 16, y1: 4, y2: 4, stroke: entry.colour, "stroke-width": 2,
+        "stroke-dasharray": entry.dash || null })), entry.name))));
   } else if (named.length === 1) {
     const last = named[0].y.filter(isNumber).at(-1);
     head.append(el("output", {}, format(last)));
   }
 
   const width = Math.max(200, figure.clientWidth - 2), height = spec.height || 168;
-  const left = 46, right = 12, top = 8, bottom = 24;
+  const left = 50, right = 14, top = 8, bottom = 24;
   const all = (pick) => spec.series.flatMap(pick).filter(isNumber);
   const xs = all((series) => series.x);
   const ys = all((series) => [...series.y, ...(series.low || []), ...(series.high || [])].map(place));
@@ -138,7 +138,7 @@ function plot(figure, spec) {
   const first = named.map((series) => `${series.name} from ${format(series.y.find(isNumber))} to ${format(series.y.filter(isNumber).at(-1))}`);
   const root = svg("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "img",
     "aria-label": `${spec.title}: ${first.join("; ")}` });
-  const grid = log ? decades(y0, y1, 5).map((p) => [p, `1e${p}`]) : ticks(y0, y1, 4).map((t) => [t, format(t)]);
+  const grid = log ? decades(y0, y1, 5).map((p) => [p, `1e${p}`]) : ticks(y0, y1, 4, [1, 2, 2.5, 5, 10]).map((t) => [t, format(t)]);
   for (const [at, label] of grid) {
     root.append(svg("line", { class: "grid", x1: left, x2: width - right, y1: Y(at), y2: Y(at) }));
     root.append(svg("text", { class: "tick", x: left - 8, y: Y(at) + 4, "text-anchor": "end" }, label));

@@ -6,7 +6,7 @@ const FIRST = 8; // traces drawn before "show more"
 
 const COLOURS = {
   advantage: { label: "advantage", key: "advantage" },
-  gap: { label: "sampler/learner gap", key: "delta" },
+  gap: { label: "sampler gap", key: "delta" },
   logprob: { label: "log-prob", key: "logprob" },
   none: { label: "nothing", key: null },
 };
@@ -134,8 +134,12 @@ class TraceBrowser {
         el("span", { class: "dots" }, group.traces.map((trace) => el("i", { class: trace.outcome === "infra" ? "infra" : trace.passed ? "passed" : "failed" }))),
         el("span", { class: "mean" }, rewards.length ? (rewards.reduce((a, b) => a + b, 0) / rewards.length).toFixed(2) : "–"));
     });
-    this.nodes.groups.replaceChildren(...(items.length ? items : [el("p", { class: "empty" }, `No ${this.state.show} trace in this dump.`)]));
-    this.nodes.groups.querySelector("[aria-current]")?.scrollIntoView({ block: "nearest" });
+    const list = this.nodes.groups, scrolled = list.scrollTop;
+    list.replaceChildren(...(items.length ? items : [el("p", { class: "empty" }, `No ${this.state.show} trace in this dump.`)]));
+    list.scrollTop = scrolled;
+    const current = list.querySelector("[aria-current]")?.getBoundingClientRect(), frame = list.getBoundingClientRect();
+    if (current && current.top < frame.top) list.scrollTop += current.top - frame.top; // scrolls the list, never the page
+    else if (current && current.bottom > frame.bottom) list.scrollTop += current.bottom - frame.bottom;
   }
 
   // Largest |advantage| of the group: full colour.
