@@ -29,6 +29,10 @@ _ATOMS = frozenset({int, float, bool, type(None)})
 _FLOOD_FREE = 64
 
 
+_encode = json.JSONEncoder(separators=(",", ":")).encode
+_decode = json.JSONDecoder().decode
+
+
 class Unsupported(TypeError):
     """The value has a type (or a depth) that may not cross."""
 
@@ -126,7 +130,7 @@ def _check_decimal(value: Decimal) -> None:
 
 def dumps(value: Any, limit: int = 1 << 30) -> bytes:
     """Encode `value`. Raises `Unsupported` (type or depth) and `TooLarge` (more than `limit` bytes)."""
-    body = json.dumps(_Packer(limit).pack(value), separators=(",", ":")).encode()
+    body = _encode(_Packer(limit).pack(value)).encode()
     if len(body) > limit:
         raise TooLarge("value too large")
     return body
@@ -135,7 +139,7 @@ def dumps(value: Any, limit: int = 1 << 30) -> bytes:
 def loads(body: bytes) -> Any:
     """Decode bytes that may be hostile. Raises `Malformed`; never builds anything but the types listed above."""
     try:
-        return _unpack(json.loads(body), 0)
+        return _unpack(_decode(body.decode()), 0)
     except Malformed:
         raise
     except (ValueError, TypeError, KeyError, RecursionError, ArithmeticError, OverflowError) as error:

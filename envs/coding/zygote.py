@@ -38,7 +38,10 @@ COUNT_NOTHING, COUNT_PERF, COUNT_FORK = 0, 1, 2
 READY = b"R"
 """The child's first byte: the sandbox is up; whatever happens from here on is the candidate's doing."""
 
-_PRELOAD = ["array", "bisect", "cmath", "collections", "collections.abc", "contextlib", "copy", "dataclasses", "datetime", "decimal", "enum", "fractions", "functools", "hashlib", "heapq", "itertools", "json", "math", "numbers", "operator", "queue", "random", "re", "statistics", "string", "textwrap", "time", "typing", "unicodedata"]
+_PRELOAD = """
+    array bisect cmath collections collections.abc contextlib copy dataclasses datetime decimal enum fractions functools
+    heapq itertools json math numbers operator random re string time typing
+"""
 
 
 # ---------------------------------------------------------------------------------------------- the candidate's child
@@ -49,7 +52,18 @@ class _Wire:
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
-        self.reader = os.fdopen(fd, "rb", closefd=False)
+        self.buffer = b""
+
+    def take(self, size: int) -> bytes:
+        """The next `size` bytes, or fewer at the end of the stream."""
+        while len(self.buffer) < size:
+            # Read what is there, or all that is missing: parts of 64 KiB would be joined in quadratic time.
+            more = os.read(self.fd, max(1 << 16, size - len(self.buffer)))
+            if not more:
+                break
+            self.buffer += more
+        taken, self.buffer = self.buffer[:size], self.buffer[size:]
+        return taken
 
     def write(self, data: bytes) -> None:
         while data:
@@ -57,11 +71,11 @@ class _Wire:
 
     def read(self) -> bytes | None:
         """The next frame's body; None at the end of the stream."""
-        header = self.reader.read(protocol.HEADER.size)
+        header = self.take(protocol.HEADER.size)
         if len(header) < protocol.HEADER.size:
             return None
         (size,) = protocol.HEADER.unpack(header)
-        body = self.reader.read(size)
+        body = self.take(size)
         return body if len(body) == size else None
 
     def frames(self) -> list[bytes]:
@@ -143,14 +157,14 @@ def stub(name: str, link: _Wire, limit: int) -> Callable[..., Any]:
 
     def call(*args: Any, **kwargs: Any) -> Any:
         link.write(protocol.frame(protocol.dumps([name, args, kwargs], limit)))
-        header = link.reader.read(protocol.HEADER.size)
+        header = link.take(protocol.HEADER.size)
         if len(header) < protocol.HEADER.size:
             raise CandidateGone("the candidate's process ended")
         (size,) = protocol.HEADER.unpack(header)
         if size > limit + 64:
             raise CandidateGone("result too large")
         try:
-            kind, value = protocol.loads(link.reader.read(size))
+            kind, value = protocol.loads(link.take(size))
         except (protocol.Malformed, ValueError, TypeError) as error:
             raise CandidateGone(str(error)) from None
         if kind == "v":
@@ -172,7 +186,7 @@ def serve_tests(wire: _Wire, link: _Wire, limit: int) -> None:
     source, names = protocol.loads(wire.read() or b"[]")
     outcome: list[Any] = ["v", None]
     try:
-        if link.reader.read(1) != READY:
+        if link.take(1) != READY:
             raise CandidateGone("not ready")
         module = types.ModuleType("tests")
         sys.modules["tests"] = module
@@ -189,25 +203,14 @@ def serve_tests(wire: _Wire, link: _Wire, limit: int) -> None:
 # ------------------------------------------------------------------------------------------------------------ the child
 
 
-def _limit_resources(cpu: float, memory: int) -> None:
-    seconds = int(cpu) + 1
-    for which, value in (
-        (resource.RLIMIT_CPU, seconds),
-        (resource.RLIMIT_AS, memory),
-        (resource.RLIMIT_NOFILE, 64),
-        (resource.RLIMIT_FSIZE, 0),
-        (resource.RLIMIT_CORE, 0),
-    ):
-        resource.setrlimit(which, (value, value))
-
-
 def child(fds: list[int], job: tuple[Any, ...], enter: Callable[[], None], gate: int) -> None:
     """Everything the forked process does; never returns."""
     status = 1
     try:
         kind, counting, _, cpu, memory, limit = job
         os.setsid()
-        _limit_resources(cpu, memory)
+        resource.setrlimit(resource.RLIMIT_CPU, (int(cpu) + 1, int(cpu) + 1))
+        resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
         wire = _Wire(fds[0])
         if kind == b"T":
             enter()
@@ -323,15 +326,43 @@ def serve(control: socket.socket, enter: Callable[[], None]) -> None:
         control.send(STATUS.pack(cause, status, usage.ru_utime + usage.ru_stime, -1))
 
 
+def preload() -> None:
+    """Import what candidates usually need, without the hooks that some modules run in every forked child.
+
+    (threading's would walk its tables, random's would reseed: together they touch as much memory as a short candidate.)
+    """
+    register, os.register_at_fork = os.register_at_fork, lambda **_: None
+    for name in _PRELOAD.split():
+        importlib.import_module(name)
+    os.register_at_fork = register
+
+
+def rehearse() -> None:
+    """Run the child's code on a dummy candidate, so that it is specialised once here and not in every child."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        frames = [protocol.dumps("def solve(x):\n    return x\n"), *[protocol.dumps(["solve", [1], {}])] * 3]
+        for _ in range(16):
+            ours.sendall(b"".join(map(protocol.frame, frames)))
+            wire = _Wire(theirs.fileno())
+            module = load(protocol.loads(wire.read() or b""))
+            for _ in range(3):
+                wire.write(protocol.frame(answer(module, wire.read() or b"", 1 << 20)))
+            ours.recv(1 << 16)
+    sys.modules.pop("candidate")
+
+
 def main() -> None:
     control_fd, filter_fd, uid = map(int, sys.argv[1:4])
-    for name in _PRELOAD:
-        importlib.import_module(name)
+    preload()
     enter = filter_installer(filter_fd)
     if uid >= 0:
         os.setgroups([])
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
+    for which, value in ((resource.RLIMIT_NOFILE, 64), (resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_CORE, 0)):
+        resource.setrlimit(which, (value, value))
+    rehearse()
     control = socket.socket(fileno=control_fd)
     control.send(READY)
     os.dup2(0, 2)
