@@ -90,8 +90,9 @@ class LearnerConfig:
     collector: Any = field(repr=False)
 
 
-def learner_loop(config: LearnerConfig) -> None:
-    """The function that Ray Train runs on every rank."""
+def learner_loop(loop_config: dict[str, Any]) -> None:
+    """The function that Ray Train runs on every rank. loop_config: {"learner": LearnerConfig}."""
+    config: LearnerConfig = loop_config["learner"]
     rank = dist.get_rank() if dist.is_initialized() else 0
     try:
         Learner(config).run()

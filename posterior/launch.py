@@ -1,0 +1,248 @@
+"""From a configuration to running actors: checks, Ray, samplers, environment workers, scorers, collector."""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from actors.collector import Collector, CollectorConfig
+from actors.env_worker import EnvWorker
+from actors.learner import resolve_roles
+from actors.sampler import TokenSampler, sampler_environment
+from actors.scorer import Scorer
+from actors.types import SamplingParams
+from algorithms.base import Algorithm, Context
+from algorithms.registry import find as find_algorithm
+from models.forward import Distribution
+from models.loading import check_model_path, load_tokenizer, stop_ids
+from models.roles import RoleSpec
+from posterior.config import EMBEDDED, RunConfig
+from posterior.config_load import ConfigError
+
+HOME = Path(__file__).resolve().parents[1]
+CALLS = 10_000
+"""Concurrent calls an asyncio actor may hold; back-pressure is the buffer's business."""
+
+
+def model_path(config_path: str) -> str:
+    """The folder or hub id behind a model path of the configuration."""
+    if config_path == EMBEDDED:
+        from posterior.embedded import path
+
+        return str(path())
+    folder = Path(config_path)
+    found = str(folder.absolute()) if folder.exists() else config_path
+    check_model_path(found)
+    return found
+
+
+def sampling_params(config: RunConfig) -> SamplingParams:
+    s = config.sampling
+    return SamplingParams(s.temperature, s.top_p, s.top_k, s.max_tokens)
+
+
+def build_algorithm(
+    options: Mapping[str, Any], model: str, sampling: SamplingParams, seed: int, updates: int
+) -> Algorithm:
+    """The method a run uses; called in the collector and in every learner rank."""
+    cls = find_algorithm(str(options["name"]))
+    return cls(cls.Config(**options), Context(model, sampling, seed, updates))
+
+
+@dataclass
+class Plan:
+    """Everything that follows from a configuration before anything starts."""
+
+    config: RunConfig
+    model: str
+    sampling: SamplingParams
+    make_algorithm: Any
+    roles: dict[str, RoleSpec]
+    reward_weight: float
+    path: list[str] = field(default_factory=list)
+
+    @property
+    def scorers(self) -> dict[str, RoleSpec]:
+        return {role: spec for role, spec in self.roles.items() if not spec.trainable}
+
+    @property
+    def distribution(self) -> Distribution:
+        return Distribution(self.sampling.temperature, self.sampling.top_p, self.sampling.top_k)
+
+
+def make_plan(config: RunConfig) -> Plan:
+    """Check what can be checked without starting anything. Raises ConfigError and its kin, one sentence each."""
+    model = model_path(config.model.path)
+    load_tokenizer(model, config.model.trust_remote_code)
+    if config.sampling.max_tokens >= config.model.max_length:
+        raise ConfigError(
+            f"sampling.max_tokens is {config.sampling.max_tokens}, which leaves no room for a prompt in model.max_length "
+            f"{config.model.max_length}; raise model.max_length or lower sampling.max_tokens"
+        )
+    unknown = set(config.reward) - {"env"}
+    if unknown or not config.reward.get("env"):
+        raise ConfigError(
+            f"reward: {sorted(config.reward)} cannot be composed; the parts this version knows are: env (not 0)"
+        )
+    options = dict(config.algorithm)
+    if config.train.shuffle_rewards:
+        options["shuffle_rewards"] = True
+    updates = config.train.epochs * config.train.minibatches
+    sampling = sampling_params(config)
+    make = partial(build_algorithm, options, model, sampling, config.seed, updates)
+    algorithm = make()
+    if algorithm.offline:
+        raise ConfigError(f"algorithm {options['name']} is an offline method; this version trains online methods only")
+    roles = resolve_roles(algorithm.roles)
+    for role, spec in roles.items():
+        try:
+            check_model_path(spec.weights)
+        except ValueError as error:
+            raise ConfigError(f"role {role}: {error}") from error
+    check_env(config)
+    return Plan(config, model, sampling, make, roles, float(config.reward["env"]), [os.getcwd()])
+
+
+def check_env(config: RunConfig) -> None:
+    """Build the environment once, here, so that a wrong name or argument is told before anything starts."""
+    from envs.registry import make
+
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    env = make(config.env.name, config.env.args)
+    splits = list(env.splits())
+    for split in config.eval.splits if config.eval.every else ():
+        if split not in splits:
+            near = difflib.get_close_matches(split, splits, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(splits)}"
+            raise ConfigError(f"eval.splits: environment {config.env.name} has no split {split!r}; {hint}")
+    ready = getattr(env, "require", None)
+    if callable(ready):
+        ready()
+
+
+@contextmanager
+def cluster(config: RunConfig, needed: Mapping[str, float]) -> Iterator[None]:
+    """Ray for the time of a command. needed: {"CPU": n, "GPU": m}; raises ConfigError if they can never be placed."""
+    # how often Ray Train looks whether its workers are done; the default of two seconds is felt at start and end
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    address = os.environ.get("RAY_ADDRESS") or config.resources.address
+    paths = [str(HOME), os.getcwd(), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    variables = {
+        "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
+        "OMP_WAIT_POLICY": "passive",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    options: dict[str, Any] = {
+        "log_to_driver": bool(os.environ.get("POSTERIOR_DEBUG")),
+        "runtime_env": {"env_vars": variables},
+    }
+    if address == "local":
+        options |= {"include_dashboard": False, "object_store_memory": 512 * 2**20}
+    ray.init(address=address, logging_level=logging.ERROR, **options)
+    try:
+        there = ray.cluster_resources()
+        for kind, amount in needed.items():
+            if amount > there.get(kind, 0.0):
+                raise ConfigError(
+                    f"the run needs {amount:g} {kind}s but Ray has {there.get(kind, 0.0):g}; lower resources.samplers, "
+                    f"resources.learners or their {kind.lower()}s (fractions are allowed), or join a larger cluster with resources.address"
+                )
+        yield
+    finally:
+        ray.shutdown()
+
+
+def needed_resources(plan: Plan, *, learners: bool) -> dict[str, float]:
+    """CPUs and GPUs that the plan's actors reserve."""
+    r = plan.config.resources
+    train = r.learners if learners else 0
+    return {
+        "CPU": r.samplers * r.sampler_cpus + train * r.learner_cpus,
+        "GPU": r.samplers * r.sampler_gpus + train * r.learner_gpus,
+    }
+
+
+def start_samplers(plan: Plan, *, armed: bool, path: str | None = None) -> list[Any]:
+    """Sampler actors; not yet awaited."""
+    import ray
+
+    config, r = plan.config, plan.config.resources
+    tokenizer = load_tokenizer(plan.model, config.model.trust_remote_code)
+    return [
+        ray.remote(TokenSampler)
+        .options(
+            num_cpus=r.sampler_cpus,
+            num_gpus=r.sampler_gpus,
+            max_restarts=r.max_restarts,
+            max_task_retries=0,
+            max_concurrency=CALLS,
+            runtime_env={"env_vars": sampler_environment(r.sampler_threads)},
+        )
+        .remote(
+            path or plan.model,
+            dtype=config.model.dtype,
+            max_length=config.model.max_length,
+            stop_ids=stop_ids(plan.model, tokenizer),
+            gpu_memory_utilization=0.9 * r.sampler_gpus if 0 < r.sampler_gpus < 1 else 0.85,
+            trust_remote_code=config.model.trust_remote_code,
+            armed=armed,
+        )
+        for _ in range(r.samplers)
+    ]
+
+
+def start_envs(plan: Plan) -> list[Any]:
+    """Environment worker actors."""
+    import ray
+
+    config = plan.config
+    return [
+        ray.remote(EnvWorker)
+        .options(num_cpus=0, max_restarts=config.resources.max_restarts, max_concurrency=CALLS)
+        .remote(config.env.name, config.env.args, plan.path)
+        for _ in range(config.env.workers)
+    ]
+
+
+def start_collector(plan: Plan, samplers: Sequence[Any], envs: Sequence[Any]) -> Any:
+    """The collector actor, with scorers for the frozen roles."""
+    import ray
+
+    config, r = plan.config, plan.config.resources
+    scorers = {
+        role: ray.remote(Scorer)
+        .options(num_cpus=0, max_restarts=r.max_restarts, max_task_retries=1)
+        .remote(spec, config.model.dtype, plan.distribution, r.learner_threads, config.model.trust_remote_code)
+        for role, spec in plan.scorers.items()
+    }
+    from envs.registry import make
+
+    settings = CollectorConfig(
+        model_path=plan.model,
+        seed=config.seed,
+        batch_groups=config.train.batch_groups,
+        staleness=config.train.staleness,
+        sampling=plan.sampling,
+        max_length=config.model.max_length,
+        train_split=next(iter(make(config.env.name, config.env.args).splits())),
+        reward_weight=plan.reward_weight,
+        trust_remote_code=config.model.trust_remote_code,
+    )
+    return (
+        ray.remote(Collector)
+        .options(num_cpus=0, max_restarts=r.max_restarts, max_concurrency=CALLS)
+        .remote(settings, plan.make_algorithm, list(samplers), list(envs), scorers, r.max_restarts + 1)
+    )

@@ -1,0 +1,96 @@
+"""Live progress of a run, read from its metrics file: a bar on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from posterior.rundir import RunDir
+
+QUIET_SECONDS = 10.0
+"""Between lines where standard error is not a terminal."""
+
+
+class Progress:
+    """Context manager; call `update` often."""
+
+    def __init__(self, run: RunDir, steps: int) -> None:
+        self.run, self.steps = run, steps
+        self._at = 0
+        self._rows = 0
+        self._last_line = 0.0
+        self._fields = "starting samplers and learner"
+        self._eval = ""
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __enter__(self) -> Progress:
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bar
+
+            self._bar = Bar(
+                TextColumn("step"),
+                MofNCompleteColumn(),
+                BarColumn(bar_width=24),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[figures]}"),
+                console=Console(stderr=True),
+                refresh_per_second=4,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task("", total=self.steps, figures=self._fields)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def update(self) -> None:
+        """Read what was written since the last call."""
+        rows = self._new_rows()
+        for row in rows:
+            self._take(row)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self._at, figures=f"{self._fields}{self._eval}")
+        elif rows and (time.monotonic() - self._last_line > QUIET_SECONDS or self._at == self.steps):
+            self._last_line = time.monotonic()
+            print(f"step {self._at}/{self.steps}  {self._fields}{self._eval}", file=sys.stderr, flush=True)
+
+    def say(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.console.print(text)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+    def _new_rows(self) -> list[dict[str, Any]]:
+        if not self.run.metrics.exists():
+            return []
+        rows = self.run.read_metrics()
+        if len(rows) < self._rows:  # a restart took rows back
+            self._rows = 0
+        new = rows[self._rows :]
+        self._rows = len(rows)
+        return new
+
+    def _take(self, row: dict[str, Any]) -> None:
+        if row.get("kind") == "eval":
+            figures = [f"{k.split('/')[1]} {100 * v:.0f} %" for k, v in row.items() if k.endswith("/pass@1")]
+            self._eval = "  held out: " + ", ".join(figures)
+            if row["version"] == 0 and self._at == 0:
+                self._fields = "first batch"
+            return
+        self._at = int(row["version"])
+        shares = [("sample", "time/wait"), ("learn", "time/forward_backward"), ("publish", "time/publish")]
+        parts = [
+            f"reward {row.get('reward/mean') or 0.0:.2f}",
+            f"pass {100 * (row.get('pass_rate') or 0.0):.0f} %",
+            f"{row.get('tokens/per_second') or 0.0:,.0f} tok/s",
+            *(f"{name} {row.get(key) or 0.0:.1f}s" for name, key in shares),
+        ]
+        if row.get("staleness/max"):
+            parts.append(f"age {row['staleness/max']:.0f}")
+        self._fields = "  ".join(parts)
