@@ -106,14 +106,14 @@ function drawCurves() {
 }
 
 function drawMore(chart) {
-  const shown = new Set([...CHARTS.flatMap((spec) => expand(spec.keys)), ...Object.keys(AXES), "pass@1", "low", "high"]);
+  const shown = new Set([...CHARTS.flatMap((spec) => expand(spec.keys)), ...Object.keys(AXES), "pass@1", "low", "high", "n"]);
   for (const split of splits) {
     const metrics = unique(runs.flatMap((run) => Object.keys(run.evaluations[split] ?? {})));
     for (const metric of metrics.filter((name) => !shown.has(name))) {
       chart(`eval/${split}/${metric}`, { title: metric, unit: split, series: evalSeries(split, metric) });
     }
   }
-  for (const key of metricNames.filter((name) => !shown.has(name))) chart(key, { title: key, series: trainSeries({ title: key, keys: [key] }) });
+  for (const key of metricNames.filter((name) => !shown.has(name) && !/^(time|flops)\//.test(name))) chart(key, { title: key, series: trainSeries({ title: key, keys: [key] }) });
 }
 
 function drawLegend() {

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from posterior.report_data import collect, number
-from posterior.rundir import RunDir, plain, write_atomic
+from posterior.rundir import RunDir, write_atomic
 
 SCRIPTS = ("report_charts.js", "report_traces.js", "report.js")
 MINUS = "−"
@@ -79,7 +79,7 @@ def _asset(name: str) -> str:
 
 def _embed(value: Any) -> str:
     """JSON that cannot end the script element around it, whatever its strings hold."""
-    text = json.dumps(plain(value), allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+    text = json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":"))
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 

@@ -40,7 +40,7 @@ function short(value) {
 }
 
 const trim = (text) => (text.includes(".") ? text.replace(/\.?0+$/, "") : text);
-const percent = (value) => (isNumber(value) ? `${trim((100 * value).toFixed(1))} %` : "–");
+const percent = (value) => (isNumber(value) ? `${(100 * value).toFixed(1)} %` : "–");
 
 function clock(seconds) {
   if (!isNumber(seconds)) return "–";
@@ -82,12 +82,13 @@ const plots = []; // every chart on the page: they share the crosshair
 
 const tip = document.getElementById("tip");
 
-function showTip(x, y, rows) {
+// Below the point (x, y), or above `top` where the window ends.
+function showTip(x, y, rows, top = y) {
   tip.replaceChildren(...rows);
   tip.hidden = false;
   const box = tip.getBoundingClientRect();
   tip.style.left = `${Math.max(8, Math.min(x + 14, innerWidth - box.width - 8))}px`;
-  tip.style.top = `${y + 18 + box.height > innerHeight ? Math.max(8, y - box.height - 12) : y + 18}px`;
+  tip.style.top = `${y + 18 + box.height > innerHeight ? Math.max(8, top - box.height - 12) : y + 18}px`;
 }
 
 const hideTip = () => (tip.hidden = true);
@@ -128,7 +129,7 @@ function plot(figure, spec) {
   if (!log && isNumber(spec.to)) ys.push(spec.to);
   let [x0, x1, y0, y1] = [least(xs), most(xs), least(ys), most(ys)];
   if (x0 === x1) [x0, x1] = [x0 - 0.5, x1 + 0.5];
-  if (y0 === y1) [y0, y1] = log ? [y0 - 0.5, y1 + 0.5] : [y0 - (Math.abs(y0) * 0.1 || 0.5), y1 + (Math.abs(y1) * 0.1 || 0.5)];
+  if (y1 - y0 <= 1e-9 * Math.abs(y1)) [y0, y1] = log ? [y0 - 0.5, y1 + 0.5] : [y0 - (Math.abs(y0) * 0.1 || 0.5), y1 + (Math.abs(y1) * 0.1 || 0.5)];
   const pad = (y1 - y0) * 0.06;
   if (!isNumber(spec.from) || y0 < spec.from || log) y0 -= pad;
   if (!isNumber(spec.to) || y1 > spec.to || log) y1 += pad;
@@ -138,7 +139,7 @@ function plot(figure, spec) {
   const first = named.map((series) => `${series.name} from ${format(series.y.find(isNumber))} to ${format(series.y.filter(isNumber).at(-1))}`);
   const root = svg("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "img",
     "aria-label": `${spec.title}: ${first.join("; ")}` });
-  const grid = log ? decades(y0, y1, 5).map((p) => [p, `1e${p}`]) : ticks(y0, y1, 4, [1, 2, 2.5, 5, 10]).map((t) => [t, format(t)]);
+  const grid = log ? decades(y0, y1, 5).map((p) => [p, `1e${p}`]) : ticks(y0, y1, 4, [1, 2, 2.5, 5, 10]).map((t) => [t, format(t).replace(".0 %", " %")]);
   for (const [at, label] of grid) {
     root.append(svg("line", { class: "grid", x1: left, x2: width - right, y1: Y(at), y2: Y(at) }));
     root.append(svg("text", { class: "tick", x: left - 8, y: Y(at) + 4, "text-anchor": "end" }, label));

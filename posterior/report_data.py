@@ -19,7 +19,7 @@ from posterior.rundir import RunDir, plain
 
 MAX_POINTS = 1500
 """Points of a curve; longer runs are averaged over windows of steps."""
-MAX_TRACE_BYTES = 12_000_000
+MAX_TRACE_BYTES = 8_000_000
 """JSON bytes of traces in one report, shared by its runs."""
 MAX_GROUPS = 32
 """Groups shown of one dump."""
@@ -36,10 +36,12 @@ SEED_OR_TIME = re.compile(r"[-_. ]?(?:seed[-_=]?\d+|\bs\d+|\d{8}-\d{6}(?:-\d+)?)
 
 
 def number(value: Any, digits: int = 6) -> float | int | None:
-    """`value` as a finite number of so many significant digits, None if it is not one."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    """`value` as a finite number of so many significant digits (0: all of them), None if it is not one."""
+    if type(value) is int:
+        return value
+    if type(value) is not float or not math.isfinite(value):
         return None
-    return value if isinstance(value, int) else float(f"{value:.{digits}g}")
+    return float(f"{value:.{digits}g}") if digits else value
 
 
 def difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, float] | None:
@@ -226,8 +228,8 @@ def _trace(trace: Mapping[str, Any], cut: list[int]) -> dict[str, Any]:
         return values + [None] * (len(tokens) - len(values))
 
     kinds, turns = [k or 0 for k in column("kind")], [t or 0 for t in column("turn")]
-    sampler = [number(value, 12) for value in column("logprob")]
-    learner = [number(value, 12) for value in column("learner_logprob")]
+    sampler = [number(value, 0) for value in column("logprob")]
+    learner = [number(value, 0) for value in column("learner_logprob")]
     delta = [None if a is None or b is None else number(b - a, 3) for a, b in zip(sampler, learner, strict=True)]
     logprob = [number(a if a is not None else b, 4) for a, b in zip(sampler, learner, strict=True)]
     advantage = [number(value, 4) for value in column("advantage")]
@@ -279,13 +281,15 @@ def read_dumps(run: RunDir, budget: int, notes: list[str]) -> list[dict[str, Any
     found = sorted((int(match["step"] or match["version"] or 0), match["split"] or "", path) for match, path in named)
     dumps: dict[int, dict[str, Any]] = {}
     cut: list[int] = []
-    dropped = 0
+    dropped, full = False, False
     for place in _spread(len(found)):
+        if full:
+            break
         step, split, path = found[place]
         groups: list[dict[str, Any]] = []
         for row in _objects(path, notes):
             traces = [trace for trace in _list(row.get("traces")) if isinstance(trace, Mapping)]
-            group = {
+            group: dict[str, Any] = {
                 "index": number(row.get("index")),
                 "task": str(row.get("task", "")),
                 "prompt": str(row.get("prompt") or ""),
@@ -294,8 +298,12 @@ def read_dumps(run: RunDir, budget: int, notes: list[str]) -> list[dict[str, Any
                 "left_out": max(0, len(traces) - MAX_TRACES),
             }
             size = len(json.dumps(group))
+            while size > budget and not dumps and not groups and len(group["traces"]) > 1:  # show at least something
+                kept = len(group["traces"]) // 2
+                group["traces"], group["left_out"] = group["traces"][:kept], len(traces) - kept
+                size, dropped = len(json.dumps(group)), True
             if len(groups) == MAX_GROUPS or size > budget:
-                dropped += 1
+                dropped, full = True, size > budget
                 break
             budget -= size
             groups.append(group)
@@ -374,7 +382,7 @@ def load_run(run: RunDir) -> dict[str, Any]:
     return {
         "path": str(run.path),
         "name": str(result.get("name") or config.get("name") or run.path.name),
-        "seed": config.get("seed"),
+        "seed": number(config.get("seed")),
         "status": str(result.get("status") or "in progress"),
         "config": config,
         "config_text": run.config.read_text(encoding="utf-8", errors="replace") if run.config.exists() else "",

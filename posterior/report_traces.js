@@ -6,7 +6,7 @@ const FIRST = 8; // traces drawn before "show more"
 
 const COLOURS = {
   advantage: { label: "advantage", key: "advantage" },
-  gap: { label: "sampler gap", key: "delta" },
+  gap: { label: "gap", key: "delta" },
   logprob: { label: "log-prob", key: "logprob" },
   none: { label: "nothing", key: null },
 };
@@ -152,8 +152,8 @@ class TraceBrowser {
     const mode = this.state.colour, extent = this.extent(group);
     const stops = {
       advantage: [["neg", -1], ["neg", -0.5], ["", 0], ["pos", 0.5], ["pos", 1]].map(([side, at]) => [side, Math.abs(at)]),
-      gap: [0, 0.25, 0.5, 0.75, 1].map((at) => ["gap", at]),
-      logprob: [0, 0.25, 0.5, 0.75, 1].map((at) => ["rare", at]),
+      gap: [0.25, 0.5, 0.75, 1].map((at) => ["gap", at]),
+      logprob: [0.25, 0.5, 0.75, 1].map((at) => ["rare", at]),
       none: [],
     }[mode];
     const ends = {
@@ -254,7 +254,7 @@ class TraceBrowser {
     next.classList.add("here");
     next.scrollIntoView({ block: "nearest" });
     const box = next.getBoundingClientRect();
-    showTip(box.left, box.bottom, next.facts());
+    showTip(box.left, box.bottom, next.facts(), box.top);
   }
 }
 
