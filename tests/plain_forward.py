@@ -48,7 +48,7 @@ def method(max_tokens: int = 10, seed: int = 0, updates_per_batch: int = 1, **op
 
 
 def make_trace(
-    logprob: Sequence[float],
+    logprob: Sequence[float] | np.ndarray,
     reward: float | Sequence[float] = 0.0,
     *,
     episode: str = "e",
@@ -80,7 +80,7 @@ def make_group(rewards: Sequence[float], index: int = 0, length: int = 3) -> Gro
     return Group(Task("t", "p"), traces, index=index)
 
 
-def scored(trace: Trace, role: str, values: Sequence[float]) -> None:
+def scored(trace: Trace, role: str, values: Sequence[float] | np.ndarray) -> None:
     """Write what `role` says about the sampled positions."""
     trace.scores[role] = Score(np.array([np.nan, *values], np.float32), 0)
 

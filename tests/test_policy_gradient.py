@@ -219,7 +219,7 @@ def trainer(**fields: Any) -> SimpleNamespace:
         "reward_func_names": ["reward"],
         "reward_clip_range": None,
         "normalize_advantages": False,
-        "_logs": defaultdict(list, rewards=defaultdict(list), extra=defaultdict(list)),
+        "_logs": {k: [] for k in ("prompt", "completion", "advantages")} | {"rewards": defaultdict(list), "extra": {}},
         "_pending_extra_logs": {},
         "_pending_metrics": {},
         "log_multimodal": False,

@@ -71,7 +71,7 @@ def expected_gradient(
                 scored(trace, "reference", reference.logprobs(sequence)[:n].tolist())
             traces.append(trace)
         groups.append(Group(Task("t", "p"), traces, index=index))
-        probability.append(sum(behaviour.logprobs(s).sum() for s in combination).exp().item())
+        probability.append(torch.stack([behaviour.logprobs(s) for s in combination]).sum().exp().item())
     rlvr = method(max_tokens=1, **{"aggregation": "constant", "loss": "reinforce", **options})
     if options.get("estimator") == "reinforce":  # its baseline is the batch's: every group is a batch of its own
         for group in groups:
@@ -85,8 +85,9 @@ def expected_gradient(
     return policy.gradient((torch.tensor(probability, dtype=torch.float64) * losses).sum())
 
 
-CLOSE = {"rtol": 0, "atol": 2e-6}
-"""Advantages and behaviour log-probs are float32."""
+def assert_close(got: Tensor, exact: Tensor) -> None:
+    """Advantages and behaviour log-probs are float32."""
+    torch.testing.assert_close(got, exact, rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize(
@@ -97,20 +98,20 @@ def test_expected_gradient_is_the_exact_one(estimator: str, size: int, factor: f
     """A mean over all n returns, one's own among them, shrinks the gradient by (n - 1) / n; leaving it out does not."""
     policy = Tree(0)
     got = expected_gradient(policy, policy, size, estimator=estimator)
-    torch.testing.assert_close(got, -factor * policy.gradient(policy.objective()), **CLOSE)
+    assert_close(got, -factor * policy.gradient(policy.objective()))
 
 
 @pytest.mark.parametrize("loss", ["ppo", "cispo", "reinforce"])
 def test_every_loss_has_the_exact_gradient_on_policy(loss: str) -> None:
     policy = Tree(1)
     got = expected_gradient(policy, policy, 2, estimator="rloo", loss=loss)
-    torch.testing.assert_close(got, -policy.gradient(policy.objective()), **CLOSE)
+    assert_close(got, -policy.gradient(policy.objective()))
 
 
 def test_credit_by_turn_is_unbiased_though_episodes_end_at_different_turns() -> None:
     policy = Tree(2)
     got = expected_gradient(policy, policy, 2, estimator="rloo", credit_by="turn", by_turn=True)
-    torch.testing.assert_close(got, -policy.gradient(policy.objective()), **CLOSE)
+    assert_close(got, -policy.gradient(policy.objective()))
 
 
 def test_kl_in_the_reward_is_the_gradient_of_the_sequence_kl() -> None:
@@ -118,7 +119,7 @@ def test_kl_in_the_reward_is_the_gradient_of_the_sequence_kl() -> None:
     got = expected_gradient(
         policy, policy, 2, reference=reference, estimator="rloo", kl_coef=0.7, kl_in="reward", kl="k1"
     )
-    torch.testing.assert_close(got, -policy.gradient(policy.objective() - 0.7 * policy.kl(reference)), **CLOSE)
+    assert_close(got, -policy.gradient(policy.objective() - 0.7 * policy.kl(reference)))
 
 
 class OneToken(Tree):
@@ -135,14 +136,14 @@ class OneToken(Tree):
 def test_ratios_correct_for_another_sampler(loss: str) -> None:
     policy, behaviour = OneToken(0), OneToken(4)
     got = expected_gradient(policy, behaviour, 2, estimator="rloo", loss=loss, clip_low=1.0, clip_high=1e6)
-    torch.testing.assert_close(got, -policy.gradient(policy.objective()), **CLOSE)
+    assert_close(got, -policy.gradient(policy.objective()))
 
 
 def test_truncated_importance_sampling_corrects_for_another_sampler() -> None:
     policy, behaviour = OneToken(0), OneToken(4)
     options: dict[str, Any] = {"estimator": "rloo", "old_logprobs": "learner"}
     exact = -policy.gradient(policy.objective())
-    torch.testing.assert_close(expected_gradient(policy, behaviour, 2, **options, tis_cap=1e6), exact, **CLOSE)
+    assert_close(expected_gradient(policy, behaviour, 2, **options, tis_cap=1e6), exact)
     assert (expected_gradient(policy, behaviour, 2, **options) - exact).abs().max() > 1e-2
 
 
@@ -154,7 +155,7 @@ def test_gradient_of_the_kl_loss(kind: str) -> None:
     got = expected_gradient(policy, policy, 1, reference=reference, estimator="rloo", kl_coef=1.0, kl=kind) - without
     p, q = (tree.logits[0].log_softmax(-1) for tree in (policy, reference))
     exact = {"k1": 0.0 * p.sum(), "k2": (p.exp() * (p - q.detach())).sum(), "k3": -(q.detach().exp() * p).sum()}[kind]
-    torch.testing.assert_close(got, policy.gradient(exact), **CLOSE)
+    assert_close(got, policy.gradient(exact))
 
 
 # --- credit -----------------------------------------------------------------------------------------------------------
