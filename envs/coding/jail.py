@@ -92,7 +92,7 @@ def seccomp_filter(writable_opens: bool = False) -> bytes:
 
 def filter_file(writable_opens: bool = False) -> IO[bytes]:
     """The filter in an unnamed file, to be inherited by a zygote."""
-    file = tempfile.TemporaryFile()
+    file = tempfile.TemporaryFile()  # noqa: SIM115 (the caller closes it)
     file.write(seccomp_filter(writable_opens))
     file.seek(0)
     return file
@@ -129,7 +129,7 @@ def jail_command(command: list[str], slot: int, own_uid: bool, tracer: bool = Fa
     """The bubblewrap command line that runs `command` inside the sandbox.
 
     own_uid: the command drops to `slot_uid(slot)` itself (host process is root); otherwise bubblewrap makes a user
-    namespace. tracer: the command runs under valgrind, which reads /proc/self when it starts and writes /dev/null.
+    namespace. tracer: the command runs under valgrind, which wants /proc and /tmp when it starts, and /dev/null always.
     """
     bwrap = shutil.which("bwrap")
     if bwrap is None:
@@ -141,7 +141,7 @@ def jail_command(command: list[str], slot: int, own_uid: bool, tracer: bool = Fa
     else:
         argv += ["--unshare-user", "--uid", str(10_000 + slot), "--gid", str(10_000 + slot)]
     argv += ["--ro-bind", "/usr", "/usr"]
-    for name in ("lib", "lib64", "lib32", "libx32"):
+    for name in ("bin", "lib", "lib64"):
         path = Path("/") / name
         if path.is_symlink():
             argv += ["--symlink", os.readlink(path), str(path)]
@@ -153,7 +153,9 @@ def jail_command(command: list[str], slot: int, own_uid: bool, tracer: bool = Fa
     for name in ("zygote.py", "protocol.py"):
         argv += ["--ro-bind", str(here / name), f"{HARNESS}/{name}"]
     if tracer:
-        argv += ["--proc", "/proc", "--dev-bind", "/dev/null", "/dev/null"]
+        # The zygote unmounts /proc and /tmp before its first job, and drops the capability that lets it.
+        argv += ["--cap-add", "CAP_SYS_ADMIN", "--proc", "/proc", "--tmpfs", "/tmp"]
+        argv += ["--perms", "0755", "--dir", "/dev", "--dev-bind", "/dev/null", "/dev/null"]
     argv += ["--remount-ro", "/", "--chdir", "/", "--clearenv"]
     for name, value in environment().items():
         argv += ["--setenv", name, value]

@@ -5,8 +5,8 @@
                                         ▲    ◄─status────    ▲                │
                                         └──────── results (exact-type frames) ┘
 
-Each slot is a thread with a warm zygote. A program gets a fresh child; all its calls and all their results travel in one
-message each way. Expected values stay with the caller. How a candidate ends is part of the results; what our own
+Each slot is a thread with a warm zygote. A program gets a fresh child; all its calls and all their results travel in
+one message each way. Expected values stay with the caller. How a candidate ends is part of the results; what our own
 machinery does wrong is retried on a fresh zygote and then raised as `InfraError`.
 """
 
@@ -26,12 +26,14 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from envs.base import InfraError
 from envs.coding import jail, protocol, work, zygote
+from envs.coding.free_names import free_names
 from envs.coding.jail import SandboxUnavailable
 
 __all__ = ["Call", "CallResult", "Limits", "SandboxPool", "SandboxUnavailable", "require_sandbox"]
@@ -108,51 +110,43 @@ class _Zygote:
     """One warm interpreter, in the sandbox or (unsafe_local) as a plain subprocess."""
 
     def __init__(self, slot: int, unsafe_local: bool, counting: bool = False) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.control = ours
         self.method = work.method() if counting else ""
-        tracer = work.tracer_command(theirs.fileno()) if self.method == "cachegrind" else []
-        uid = -1 if unsafe_local else jail.slot_uid(slot)
-        inherited = [theirs.fileno()]
-        filter_file = None
-        if not unsafe_local:
-            filter_file = jail.filter_file(writable_opens=bool(tracer))
-            inherited.append(filter_file.fileno())
-        self.log = tempfile.TemporaryFile() if tracer else None
-        folder = os.path.dirname(os.path.abspath(__file__)) if unsafe_local else jail.HARNESS
-        command = [
-            *tracer,
-            jail.interpreter(),
-            *jail.PYTHON_FLAGS,
-            f"{folder}/zygote.py",
-            str(theirs.fileno()),
-            str(filter_file.fileno() if filter_file else -1),
-            str(uid),
-        ]
-        if not unsafe_local:
-            command = jail.jail_command(command, slot, own_uid=uid >= 0, tracer=bool(tracer))
-        self.errors = tempfile.TemporaryFile()
-        self.process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=self.errors,
-            pass_fds=inherited,
-            env=jail.environment(),
-            cwd="/",
-        )
-        theirs.close()
-        if filter_file:
-            filter_file.close()
+        self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.errors = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the zygote)
+        self._log, log_end = os.pipe()
+        os.set_blocking(self._log, False)
+        with theirs, ExitStack() as after_start:
+            after_start.callback(os.close, log_end)
+            inherited = [theirs.fileno(), log_end]
+            filter_fd = -1
+            tracer = work.tracer_command(self.method, log_end)
+            uid = -1 if unsafe_local else jail.slot_uid(slot)
+            if not unsafe_local:
+                filter_fd = after_start.enter_context(jail.filter_file(writable_opens=bool(tracer))).fileno()
+                inherited.append(filter_fd)
+            folder = os.path.dirname(os.path.abspath(__file__)) if unsafe_local else jail.HARNESS
+            arguments = [str(theirs.fileno()), str(filter_fd), str(uid), work.counter_argument(self.method)]
+            command = [*tracer, jail.interpreter(), *jail.PYTHON_FLAGS, f"{folder}/zygote.py", *arguments]
+            if not unsafe_local:
+                command = jail.jail_command(command, slot, own_uid=uid >= 0, tracer=bool(tracer))
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=self.errors,
+                pass_fds=inherited,
+                env=jail.environment(),
+                cwd="/",
+            )
         self.control.settimeout(_START_SECONDS)
         try:
             ready = self.control.recv(1) == zygote.READY
         except OSError:
             ready = False
         if not ready:
+            reason = self.last_words()
             self.close()
-            self.errors.seek(0)
-            raise _Broken(f"zygote did not start: {self.errors.read(2000).decode(errors='replace').strip()}")
+            raise _Broken(f"zygote did not start: {reason}")
 
     def start(self, job: bytes, fds: list[int]) -> None:
         try:
@@ -163,16 +157,35 @@ class _Zygote:
     def status(self) -> _Status:
         packet = self.control.recv(zygote.STATUS.size)
         if len(packet) < zygote.STATUS.size:
-            raise _Broken("zygote ended during a job")
+            raise _Broken(f"zygote ended during a job {self.last_words()}".strip())
         status = _Status(*zygote.STATUS.unpack(packet))
         if status.cause == zygote.NO_FORK:
             raise _Broken("zygote could not fork")
         return status
 
+    def last_words(self) -> str:
+        self.errors.seek(0)
+        return (self.errors.read(4000)[-2000:] + self.read_log()[-2000:]).decode(errors="replace").strip()
+
+    def read_log(self) -> bytes:
+        """What valgrind wrote since the last call."""
+        parts = []
+        while True:
+            try:
+                part = os.read(self._log, 1 << 16)
+            except BlockingIOError:
+                break
+            if not part:
+                break
+            parts.append(part)
+        return b"".join(parts)
+
     def close(self) -> None:
         self.control.close()
         self.process.kill()
         self.process.wait()
+        self.errors.close()
+        os.close(self._log)
 
 
 def _pump(status_of: _Zygote, channel: socket.socket, outgoing: bytes, room: int, wall: float) -> tuple[bytes, _Status]:
@@ -320,7 +333,8 @@ def _run_calls(slot: _Slot, payload: bytes, count: int, limits: Limits, measure:
     runner = slot.zygote("work" if measure else "candidate")
     counting = zygote.COUNT_NOTHING
     if measure:
-        counting = zygote.COUNT_NOTHING
+        counting, limits = work.counting(runner.method), work.scaled(limits, runner.method)
+        runner.read_log()
     ours, theirs = socket.socketpair()
     with ours:
         with theirs:
@@ -333,10 +347,15 @@ def _run_calls(slot: _Slot, payload: bytes, count: int, limits: Limits, measure:
     if outcomes and outcomes[0][0] == "i":
         return [CallResult(False, error=outcomes[0][1])] * count
     results = [
-        CallResult(kind == "v", *((content, "") if kind == "v" else (None, content))) for kind, content in outcomes
+        CallResult(True, content) if kind == "v" else CallResult(False, error=content) for kind, content in outcomes
     ]
     if len(results) < count:
         results += [CallResult(False, error=status.verdict(limits.cpu_seconds))] * (count - len(results))
+    if measure and results[0].ok:
+        counted: int | None = status.work
+        if runner.method == work.CACHEGRIND:
+            counted = work.count_from_log(runner.read_log(), status.cpu)
+        results = [CallResult(False, error="killed") if counted is None else replace(results[0], work=counted)]
     return results
 
 
@@ -384,7 +403,7 @@ class SandboxPool:
     SandboxUnavailable if the sandbox cannot work here.
     """
 
-    _shared: dict[tuple[int, bool], SandboxPool] = {}
+    _shared: ClassVar[dict[tuple[int, bool], SandboxPool]] = {}
     _shared_lock = threading.Lock()
 
     def __init__(self, workers: int | None = None, unsafe_local: bool = False) -> None:
@@ -460,7 +479,7 @@ class SandboxPool:
         without an exception.
         """
         try:
-            names = work.free_names(test_source)
+            names = free_names(test_source)
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             return CallResult(False, error=f"tests: {type(error).__name__}: {error}")
         tests = protocol.frame(protocol.dumps([test_source, sorted(names | {entry_point})]))

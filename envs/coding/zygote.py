@@ -4,12 +4,14 @@ The zygote itself never reads a byte that a candidate wrote or will read: it rec
 descriptors, forks, watches the child's clocks, and reports how the child ended. The child talks to the trusted process
 over the descriptor of its own job, so nothing can pass from one candidate to the next.
 
-Runs as `python zygote.py CONTROL_FD FILTER_FD UID`; FILTER_FD -1 means no seccomp filter (unsafe-local mode), UID -1
-means keep the uid. It imports the standard library and protocol.py only.
+Runs as `python zygote.py CONTROL_FD FILTER_FD UID COUNTER`; FILTER_FD -1 means no seccomp filter (unsafe-local mode),
+UID -1 means keep the uid; COUNTER is "-", "cachegrind", or the type and number of a perf event, "0:1". It imports the
+standard library and protocol.py only.
 """
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import importlib
 import os
@@ -22,7 +24,7 @@ import sys
 import time
 import types
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import protocol
@@ -209,6 +211,7 @@ def child(fds: list[int], job: tuple[Any, ...], enter: Callable[[], None], gate:
     try:
         kind, counting, _, cpu, memory, limit = job
         os.setsid()
+        os.dup2(0, 2)
         resource.setrlimit(resource.RLIMIT_CPU, (int(cpu) + 1, int(cpu) + 1))
         resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
         wire = _Wire(fds[0])
@@ -229,6 +232,7 @@ def child(fds: list[int], job: tuple[Any, ...], enter: Callable[[], None], gate:
                 if counting == COUNT_PERF:
                     os.write(gate, b"?")
                     os.read(gate, 1)
+                    os.close(gate)
 
             serve_candidate(wire, limit, begin, counting != COUNT_NOTHING)
         status = 0
@@ -239,6 +243,20 @@ def child(fds: list[int], job: tuple[Any, ...], enter: Callable[[], None], gate:
 # ----------------------------------------------------------------------------------------------------------- the zygote
 
 
+def _libc() -> Any:
+    import ctypes
+
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def _checked(result: int, what: str) -> int:
+    if result < 0:
+        import ctypes
+
+        raise OSError(ctypes.get_errno(), what)
+    return result
+
+
 def filter_installer(filter_fd: int) -> Callable[[], None]:
     """A function that puts the calling process under the seccomp filter read from `filter_fd`, for good."""
     if filter_fd < 0:
@@ -247,7 +265,7 @@ def filter_installer(filter_fd: int) -> Callable[[], None]:
 
     program = os.read(filter_fd, 1 << 20)
     os.close(filter_fd)
-    libc = ctypes.CDLL(None, use_errno=True)
+    libc = _libc()
     code = ctypes.create_string_buffer(program, len(program))
 
     class FilterProgram(ctypes.Structure):
@@ -255,30 +273,85 @@ def filter_installer(filter_fd: int) -> Callable[[], None]:
 
     handle = FilterProgram(len(program) // 8, ctypes.addressof(code))
     set_seccomp, filter_mode, set_no_new_privs = 22, 2, 38
-    if libc.prctl(set_no_new_privs, 1, 0, 0, 0):
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_NO_NEW_PRIVS)")
+    _checked(libc.prctl(set_no_new_privs, 1, 0, 0, 0), "prctl(PR_SET_NO_NEW_PRIVS)")
 
     def enter(keep: object = code) -> None:
-        if libc.prctl(set_seccomp, filter_mode, ctypes.byref(handle), 0, 0):
-            raise OSError(ctypes.get_errno(), "prctl(PR_SET_SECCOMP)")
+        _checked(libc.prctl(set_seccomp, filter_mode, ctypes.byref(handle), 0, 0), "prctl(PR_SET_SECCOMP)")
 
     return enter
 
 
-def watch(pid: int, control: socket.socket, wall: float, cpu: float) -> bytes:
-    """Wait for the child to end or a limit to pass; returns the cause. The child is dead, not yet reaped, on return."""
-    pidfd = os.pidfd_open(pid)
+def drop_mounts() -> None:
+    """Unmount the /proc and /tmp that valgrind needed to start, then give up every capability."""
+    import ctypes
+
+    libc = _libc()
+    detach, version_3 = 2, 0x20080522
+    for path in (b"/proc", b"/tmp"):
+        _checked(libc.umount2(path, detach), "umount")
+    if os.geteuid() != 0:
+        header = (ctypes.c_uint32 * 2)(version_3, 0)
+        _checked(libc.capset(header, (ctypes.c_uint32 * 6)()), "capset")
+
+
+class PerfCounter:
+    """Counts a perf event of another process in user mode, and of its children; starts disabled (perf_event_open(2))."""
+
+    _SYSCALL: ClassVar[dict[str, int]] = {"x86_64": 298, "aarch64": 241}
+    _ENABLE = 0x2400
+    _ATTRIBUTES = struct.Struct("=IIQQQQQ16x")  # type, size, config, period, sample type, read format, flags
+    _DISABLED_INHERIT_USER_ONLY = 1 << 0 | 1 << 1 | 1 << 5 | 1 << 6
+
+    def __init__(self, pid: int, kind: int, event: int) -> None:
+        import ctypes
+
+        size = self._ATTRIBUTES.size
+        attributes = self._ATTRIBUTES.pack(kind, size, event, 0, 0, 0, self._DISABLED_INHERIT_USER_ONLY)
+        buffer = ctypes.create_string_buffer(attributes, size)
+        number = self._SYSCALL[os.uname().machine]
+        self.fd = _checked(_libc().syscall(number, buffer, pid, -1, -1, 0), "perf_event_open")
+
+    def enable(self) -> None:
+        fcntl.ioctl(self.fd, self._ENABLE, 0)
+
+    def read(self) -> int:
+        (count,) = struct.unpack("=q", os.read(self.fd, 8))
+        return int(count)
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+
+def watch(
+    pid: int, control: socket.socket, wall: float, cpu: float, gate: socket.socket | None, counter: PerfCounter | None
+) -> bytes:
+    """Wait for the child to end or a limit to pass; returns the cause. The child is dead, not yet reaped, on return.
+
+    gate: the child says here that its candidate is about to begin, and waits until `counter` counts.
+    """
     poller = select.poll()
-    poller.register(pidfd, select.POLLIN)
+    try:
+        pidfd, longest = os.pidfd_open(pid), wall
+        poller.register(pidfd, select.POLLIN)
+    except OSError:
+        pidfd, longest = -1, 0.005  # valgrind does not know the call: look at the child every 5 ms instead
     poller.register(control, select.POLLIN)
+    if gate is not None:
+        poller.register(gate, select.POLLIN)
     clock = (~pid << 3) | 2  # the kernel's clock id for another process's CPU time
     deadline = time.monotonic() + wall
     cause = EXITED
     wait = min(wall, cpu)
     while True:
-        ready = {fd for fd, _ in poller.poll(max(1, int(wait * 1000) + 1))}
-        if pidfd in ready:
+        ready = {fd for fd, _ in poller.poll(int(min(wait, longest) * 1000) + 1)}
+        if pidfd in ready or (pidfd < 0 and os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)):
             break
+        if gate is not None and gate.fileno() in ready:
+            poller.unregister(gate)
+            if counter is not None and gate.recv(1):
+                counter.enable()
+                gate.send(b"!")
+            continue
         if control.fileno() in ready:
             # A packet without descriptors means stop; a closed channel means the trusted process is gone.
             if not control.recv(64):
@@ -293,14 +366,18 @@ def watch(pid: int, control: socket.socket, wall: float, cpu: float) -> bytes:
                 continue
             cause = TIMED_OUT
         os.kill(pid, signal.SIGKILL)
-        select.select([pidfd], [], [])
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
         break
-    os.close(pidfd)
+    if pidfd >= 0:
+        os.close(pidfd)
     return cause
 
 
-def serve(control: socket.socket, enter: Callable[[], None]) -> None:
-    """Fork a child for every job that arrives, one at a time, until the trusted process closes the channel."""
+def serve(control: socket.socket, enter: Callable[[], None], event: tuple[int, ...]) -> None:
+    """Fork a child for every job that arrives, one at a time, until the trusted process closes the channel.
+
+    event: type and number of the perf event that measured jobs count; empty where something else counts.
+    """
     while True:
         packet, fds, _, _ = socket.recv_fds(control, 64, 2)
         if not packet:
@@ -315,15 +392,23 @@ def serve(control: socket.socket, enter: Callable[[], None]) -> None:
             pid = -1
         if pid == 0:
             control.close()
-            child(fds, job, enter, child_gate.fileno() if child_gate else -1)
+            child(fds, job, enter, child_gate.detach() if child_gate else -1)
         for fd in fds:
             os.close(fd)
+        if child_gate:
+            child_gate.close()
         if pid < 0:
             control.send(STATUS.pack(NO_FORK, 0, 0.0, -1))
             continue
-        cause = watch(pid, control, job[2], job[3])
+        counter = PerfCounter(pid, *event) if gate else None
+        cause = watch(pid, control, job[2], job[3], gate, counter)
         _, status, usage = os.wait4(pid, 0)
-        control.send(STATUS.pack(cause, status, usage.ru_utime + usage.ru_stime, -1))
+        work = -1
+        if counter and gate:
+            work = counter.read()
+            counter.close()
+            gate.close()
+        control.send(STATUS.pack(cause, status, usage.ru_utime + usage.ru_stime, work))
 
 
 def preload() -> None:
@@ -354,22 +439,26 @@ def rehearse() -> None:
 
 def main() -> None:
     control_fd, filter_fd, uid = map(int, sys.argv[1:4])
+    counter = sys.argv[4]
     preload()
     enter = filter_installer(filter_fd)
+    if counter == "cachegrind" and filter_fd >= 0:
+        drop_mounts()
     if uid >= 0:
         os.setgroups([])
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
-    for which, value in ((resource.RLIMIT_NOFILE, 64), (resource.RLIMIT_FSIZE, 0), (resource.RLIMIT_CORE, 0)):
-        resource.setrlimit(which, (value, value))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if counter != "cachegrind":  # valgrind keeps descriptors for itself and lets nobody lower the limit
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
     rehearse()
     control = socket.socket(fileno=control_fd)
     control.send(READY)
-    os.dup2(0, 2)
     sys.argv[1:] = []
     gc.collect()
     gc.freeze()
-    serve(control, enter)
+    serve(control, enter, tuple(map(int, counter.split(":"))) if ":" in counter else ())
 
 
 if __name__ == "__main__":
