@@ -258,8 +258,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = USAGE_ERROR if isinstance(error, UsageError) else 1
         result = {"ok": False, "error": sentence(error)}
     else:
-        result = {"ok": True, **result}
-        code = 0 if result["ok"] else 1
+        result = {"ok": result.get("status") != "interrupted", **result}
+        code = INTERRUPTED if result.get("status") == "interrupted" else 0 if result["ok"] else 1
     if "error" in result:
         print(f"posterior: error: {result['error']}", file=sys.stderr)
     if as_json:
@@ -281,7 +281,8 @@ def sentence(error: Exception) -> str:
         if package in (*OURS, "posterior"):
             return f"{error.name} is not part of this checkout of Posterior; update or install it again"
         return f"the package {package} is not installed; run `make setup`, or pip install -e '.[cpu]' in the checkout"
-    if isinstance(error, ValueError | OSError | TypeError) and message:
+    ours = type(error).__module__.partition(".")[0] in (*OURS, "posterior")
+    if message and (ours or isinstance(error, ValueError | OSError | TypeError)):
         return message
     return f"{type(error).__name__}: {message or 'no message'} ({DEBUG}=1 shows where)"
 

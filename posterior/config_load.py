@@ -78,7 +78,7 @@ def load(path: Path | None, words: Sequence[str] = ()) -> Resolved:
 
 def dump(config: RunConfig) -> str:
     """The configuration as YAML that `load` reads back identically."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)  # escapes: some Unicode reads back as space
 
 
 def describe(resolved: Resolved) -> str:

@@ -19,6 +19,7 @@ import textwrap
 import tty
 from collections import deque
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -80,7 +81,7 @@ class Labels:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_suffix(".tmp")
         with temporary.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows)
+            file.writelines(json.dumps(row) + "\n" for row in self.rows)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(self.path)
@@ -103,7 +104,8 @@ def label(run_dir: Path, rater: str, scale: str = "1..5") -> dict[str, Any]:
     random.Random(f"label {rater}").shuffle(items)
     labels = Labels(run_dir / "labels" / f"{rater}.jsonl", rater)
     before = len(labels.rows)
-    quit_early = _session(items, labels, low, high)
+    with _single_keys():
+        quit_early = _session(items, labels, low, high)
     left = len({item.key for item in items} - labels.done)
     print(f"\n{len(labels.rows)} of {len(items)} graded, {left} left: {labels.path}")
     return {
@@ -190,14 +192,22 @@ def _wrap(text: str, width: int) -> list[str]:
     return [part for line in plain.split("\n") for part in (textwrap.wrap(line, width, drop_whitespace=False) or [""])]
 
 
+@contextmanager
+def _single_keys() -> Iterator[None]:
+    """Hand keys over as they are pressed, also those pressed already (no flush), until the block ends."""
+    saved = termios.tcgetattr(sys.stdin.fileno())
+    tty.setcbreak(sys.stdin.fileno(), termios.TCSADRAIN)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(sys.stdin.fileno(), termios.TCSADRAIN, saved)
+
+
 def _wait_for_key(wanted: list[str]) -> str:
     """The next of the wanted keys; end of input and Ctrl-C count as q."""
-    descriptor = sys.stdin.fileno()
-    saved = termios.tcgetattr(descriptor)
     try:
-        tty.setcbreak(descriptor)
         while True:
-            key = os.read(descriptor, 1).decode("latin-1").lower()
+            key = os.read(sys.stdin.fileno(), 1).decode("latin-1").lower()
             if key == "":
                 return "q"
             if key in wanted:
@@ -205,5 +215,3 @@ def _wait_for_key(wanted: list[str]) -> str:
                 return key
     except KeyboardInterrupt:
         return "q"
-    finally:
-        termios.tcsetattr(descriptor, termios.TCSADRAIN, saved)
