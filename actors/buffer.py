@@ -3,11 +3,14 @@
 Staleness S is a bound. With B groups a batch and v the current policy version:
 
   admission:    accepted + running <= (S + v + 1) * B   (accepted: consumed and waiting groups that `keep` let in)
-  consumption:  the batch of version v takes the B oldest waiting groups, and only once no group admitted at a version
-                <= v - S is still running; otherwise a straggler could be overtaken for ever.
+  consumption:  the batch of version v takes the B oldest waiting groups, once what is left is not overdue: for every
+                j = 0..S at most j * B groups admitted at a version <= v + j - S remain, running ones included.
 
-At most B groups can be outstanding from versions <= v - S (admission bounds them to (v + 1) B, of which v B are consumed), so
-they always fit. A group refused by `keep` frees its place. With S = 0 a batch is exactly the groups admitted at its version.
+A group admitted at version a must be consumed by version a + S, and each version consumes B: the rule for j > 0 keeps young, fast
+groups from overtaking so many slow ones that these no longer fit before their deadline (waiting only for groups that are due
+at v, j = 0, does not bound the age). Admission leaves at most (j + 1) B groups of versions <= v + j - S, so once the older ones have
+ended the rule holds and the batch goes: it waits for stragglers, never for ever. A group refused by `keep` frees its place.
+With S = 0 a batch is exactly the groups admitted at its version.
 Every index is admitted once, and after a restart again only if its group was not consumed.
 """
 
@@ -68,16 +71,23 @@ class TraceBuffer:
             self._ready[index] = group
 
     def may_take(self) -> bool:
-        due = any(admitted <= self.version - self.staleness for admitted in self._running.values())
-        return not due and len(self._ready) >= self.batch_groups
+        batch = self._oldest()
+        if len(batch) < self.batch_groups:
+            return False
+        left = [g.admitted for i, g in self._ready.items() if i not in batch] + list(self._running.values())
+        bounds = ((self.version + j - self.staleness, j * self.batch_groups) for j in range(self.staleness + 1))
+        return all(sum(admitted <= version for admitted in left) <= most for version, most in bounds)
 
     def take(self) -> list[Group]:
         """The batch of the current version, in order of index. Only when `may_take`."""
         if not self.may_take():
             raise RuntimeError("the batch is not complete")
-        oldest = sorted(self._ready, key=lambda i: (self._ready[i].admitted, i))[: self.batch_groups]
-        self.consumed += len(oldest)
-        return [self._ready.pop(i) for i in sorted(oldest)]
+        batch = self._oldest()
+        self.consumed += len(batch)
+        return [self._ready.pop(i) for i in sorted(batch)]
+
+    def _oldest(self) -> set[int]:
+        return set(sorted(self._ready, key=lambda i: (self._ready[i].admitted, i))[: self.batch_groups])
 
     def advance(self, version: int) -> None:
         """New weights are published; versions only grow, except through `load`."""

@@ -121,6 +121,12 @@ class Env(ABC):
     async def step(self, action: str) -> Step:
         """Apply the model's action text. Hostile input must not raise: it gets a low reward. `InfraError` is for our faults."""
 
+    def ready(self) -> None:  # noqa: B027 (optional hook)
+        """Raise, in one sentence that says what to install or give, when something the environment needs is missing.
+
+        Asked once before a run starts anything.
+        """
+
     async def close(self) -> None:  # noqa: B027 (optional hook)
         """Release what the instance holds; called once when its worker stops."""
 

@@ -102,7 +102,9 @@ def load_role(
     arguments rank, alpha, dropout, targets. Raises ModelError with one sentence.
     """
     from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     check_model_path(path)
     try:
         lm: Any = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype], trust_remote_code=trust_remote_code)

@@ -164,7 +164,7 @@ class RunConfig(Section):
     """How it learns: `name` and the options of that method."""
     reward: dict[str, Any] = Field(default_factory=lambda: {"env": 1.0})
     """Weights of the parts of the reward."""
-    sampling: Sampling = Field(default_factory=lambda: Sampling())
+    sampling: Sampling = Field(default_factory=Sampling)
     """How traces are sampled."""
     train: Train = Field(default_factory=Train)
     """Batches, steps and the optimiser."""

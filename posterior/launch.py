@@ -124,9 +124,7 @@ def check_env(config: RunConfig) -> None:
             near = difflib.get_close_matches(split, splits, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(splits)}"
             raise ConfigError(f"eval.splits: environment {config.env.name} has no split {split!r}; {hint}")
-    ready = getattr(env, "require", None)
-    if callable(ready):
-        ready()
+    env.ready()
 
 
 @contextmanager

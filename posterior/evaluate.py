@@ -1,0 +1,69 @@
+"""`posterior eval`: grade a model on held-out tasks, with intervals."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from posterior import launch
+from posterior.config_load import ConfigError
+from posterior.targets import open_target
+
+
+def evaluate(
+    target: str,
+    env: str | None,
+    args: dict[str, Any],
+    *,
+    split: str | None = None,
+    tasks: int = 128,
+    samples: int = 1,
+    temperature: float = 1.0,
+    max_tokens: int | None = None,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """pass@k, mean grade and 95 % intervals of a run's newest checkpoint or of a model, by split.
+
+    env, args: the environment, by default the run's own (args are added to its arguments), for a bare model "coding".
+    split: by default every held-out split of the environment. samples: answers per task; pass@k is given for powers of two up to it.
+    """
+    import ray
+
+    config, what = open_target(target)
+    if env is not None and env != config.env.name:
+        config.env.name, config.env.args = env, {}
+    config.env.args = {**config.env.args, **args}
+    if max_tokens is not None:
+        config.sampling.max_tokens = max_tokens
+    config.seed = seed
+    config.eval.splits = [split] if split else held_out(config.env.name, config.env.args)
+    config.algorithm = {"name": "rlvr"}  # evaluation plays episodes; no method takes part
+    plan = launch.make_plan(config)
+    figures: dict[str, Any] = {}
+    seconds = time.perf_counter()
+    with launch.cluster(config, launch.needed_resources(plan, learners=False)):
+        samplers = launch.start_samplers(plan, armed=True)
+        collector = launch.start_collector(plan, samplers, launch.start_envs(plan))
+        for name in config.eval.splits:
+            reply = ray.get(collector.evaluate.remote(name, tasks, samples, temperature))
+            figures[name] = {**reply.figures, "seconds": reply.seconds}
+    return {
+        "target": what,
+        "model": plan.model,
+        "env": config.env.name,
+        "temperature": temperature,
+        "splits": figures,
+        "seconds": time.perf_counter() - seconds,
+    }
+
+
+def held_out(name: str, args: dict[str, Any]) -> list[str]:
+    """The splits of an environment that are not trained on."""
+    from envs.registry import make
+
+    splits = list(make(name, args).splits())
+    if len(splits) < 2:
+        raise ConfigError(
+            f"environment {name} has no held-out split; name one of its splits with --split: {', '.join(splits)}"
+        )
+    return splits[1:]
