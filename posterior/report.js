@@ -4,17 +4,18 @@ const { runs, groups } = JSON.parse(document.getElementById("data").textContent)
 const state = { axis: "step", smooth: 0.8, hidden: new Set() };
 
 const AXES = {
-  step: { label: "step", name: "step", format: (x) => String(Number(x.toFixed(1))) },
+  step: { label: "step", name: "step", format: (x) => String(Number(x.toFixed(1))), whole: true },
   seconds: { label: "time", name: "after", format: clock },
   flops: { label: "compute", name: "FLOPs", format: short },
 };
 
-// keys: exact metric names, or a prefix ending in "/" for one series per name behind it.
+// keys: metric names; "stem/" stands for every stem/NAME and "/tail" for every NAME/tail, one series each, named NAME.
 const CHARTS = [
   { title: "Training reward", unit: "mean of the batch", keys: ["reward/mean"] },
-  { title: "Training pass rate", keys: ["pass_rate"], format: percent },
+  { title: "Training pass rate", keys: ["pass_rate"], format: percent, from: 0 },
+  { title: "Grade by component", unit: "mean of the batch", keys: ["component/"], from: 0 },
   { title: "Length", unit: "sampled tokens", keys: ["length/mean"] },
-  { title: "Entropy", unit: "nats a token", keys: ["entropy"] },
+  { title: "Entropy", unit: "nats a token", keys: ["entropy", "/entropy"] },
   { title: "Gradient norm", unit: "before clipping", keys: ["grad_norm/"] },
   { title: "Sampler/learner gap", unit: "|Δ log-prob|", keys: ["gap/max", "gap/mean"], log: true, plain: true },
   { title: "Staleness", unit: "versions", keys: ["staleness/max", "staleness/mean"], plain: true, from: 0 },
@@ -26,7 +27,15 @@ const several = runs.length > 1;
 const unique = (values) => [...new Set(values)];
 const metricNames = unique(runs.flatMap((run) => Object.keys(run.train.metrics)));
 const splits = unique(runs.flatMap((run) => Object.keys(run.evaluations)));
-const expand = (keys) => keys.flatMap((key) => key.endsWith("/") ? metricNames.filter((name) => name.startsWith(key)) : metricNames.filter((name) => name === key));
+
+// The metrics of a chart as [{key, name}].
+function expand(keys) {
+  return keys.flatMap((key) => {
+    if (key.endsWith("/")) return metricNames.filter((name) => name.startsWith(key)).map((name) => ({ key: name, name: name.slice(key.length) }));
+    if (key.startsWith("/")) return metricNames.filter((name) => name.endsWith(key)).map((name) => ({ key: name, name: name.slice(0, -key.length) }));
+    return metricNames.includes(key) ? [{ key, name: key.split("/").at(-1) }] : [];
+  });
+}
 
 // Mean and range over the runs of a group, at the steps that all of them have reached.
 function average(members, pick) {
@@ -49,16 +58,13 @@ function average(members, pick) {
 
 // How the metrics of one chart are told apart: by colour, or by dashes where colours stand for runs.
 function looks(spec) {
-  const keys = expand(spec.keys);
-  const stem = spec.keys.length === 1 && spec.keys[0].endsWith("/") ? spec.keys[0] : null;
-  const label = (key) => (stem ? key.slice(stem.length) : keys.length > 1 ? key.split("/").at(-1) : spec.title.toLowerCase());
-  return keys.map((key, k) => ({ name: label(key), colour: several ? "var(--soft)" : colour(k), dash: several ? DASHES[k % 4] : "" }));
+  return expand(spec.keys).map(({ name }, k, all) => ({ name: all.length > 1 ? name : spec.title.toLowerCase(), colour: several ? "var(--soft)" : colour(k), dash: several ? DASHES[k % DASHES.length] : "" }));
 }
 
 function trainSeries(spec) {
   const keys = expand(spec.keys), look = looks(spec);
   const weight = spec.plain ? 0 : state.smooth;
-  return groups.flatMap((group, g) => state.hidden.has(g) ? [] : keys.flatMap((key, k) => {
+  return groups.flatMap((group, g) => state.hidden.has(g) ? [] : keys.flatMap(({ key }, k) => {
     const columns = average(group.runs.map((r) => runs[r].train), (train) => train.metrics[key] &&
       { step: train.step, x: train[state.axis], y: train.metrics[key] });
     if (!columns.y?.some(isNumber)) return [];
@@ -95,7 +101,7 @@ function drawCurves() {
   }
   for (const spec of CHARTS) {
     const keys = expand(spec.keys);
-    const bounds = runs.map((run) => run.bound).filter((bound) => keys.includes(bound.key)).map((bound) => bound.value);
+    const bounds = runs.map((run) => run.bound).filter((bound) => keys.some(({ key }) => key === bound.key)).map((bound) => bound.value);
     if (keys.length) {
       chart(document.getElementById("charts"), spec.title, { ...spec, series: trainSeries(spec), key: looks(spec), bound: bounds.length ? least(bounds) : null });
     }
@@ -106,14 +112,15 @@ function drawCurves() {
 }
 
 function drawMore(chart) {
-  const shown = new Set([...CHARTS.flatMap((spec) => expand(spec.keys)), ...Object.keys(AXES), "pass@1", "low", "high", "n"]);
+  const shown = new Set([...CHARTS.flatMap((spec) => expand(spec.keys).map(({ key }) => key)), ...Object.keys(AXES),
+    "pass@1", "low", "high", "n", "samples", "time/total", ...STAGES.map((stage) => `time/${stage}`)]);
   for (const split of splits) {
     const metrics = unique(runs.flatMap((run) => Object.keys(run.evaluations[split] ?? {})));
     for (const metric of metrics.filter((name) => !shown.has(name))) {
       chart(`eval/${split}/${metric}`, { title: metric, unit: split, series: evalSeries(split, metric) });
     }
   }
-  for (const key of metricNames.filter((name) => !shown.has(name) && !/^(time|flops)\//.test(name))) chart(key, { title: key, series: trainSeries({ title: key, keys: [key] }) });
+  for (const key of metricNames.filter((name) => !shown.has(name) && !name.startsWith("flops/"))) chart(key, { title: key, series: trainSeries({ title: key, keys: [key] }) });
 }
 
 function drawLegend() {
@@ -129,11 +136,12 @@ function drawLegend() {
 // ---- time and compute of one run
 
 const STAGES = ["wait", "score", "credit", "forward_backward", "optimiser", "publish", "log", "checkpoint", "eval", "other"];
-const stageColour = (name) => (name === "other" ? "var(--faint)" : colour(Math.max(0, STAGES.indexOf(name)) + (STAGES.includes(name) ? 0 : 5)));
+const STAGE_COLOURS = [0, 1, 2, 3, 4, 5, 6, 7, 2].map(colour);
+const stageColour = (name) => STAGE_COLOURS[STAGES.indexOf(name)] || "var(--faint)";
 const stageName = (name) => ({ wait: "wait for samples", forward_backward: "forward and backward" })[name] || name.replaceAll("_", " ");
 
 function drawTime(run) {
-  const stages = Object.entries(run.stages).filter(([, seconds]) => seconds > 0).sort((a, b) => rank(a[0]) - rank(b[0]));
+  const stages = Object.entries(run.stages).filter(([, seconds]) => seconds > 0).sort((a, b) => STAGES.indexOf(a[0]) - STAGES.indexOf(b[0]));
   const host = document.getElementById("stages"), shares = document.getElementById("shares");
   if (!stages.length) {
     host.replaceChildren(el("p", { class: "empty" }, "No stage times recorded yet."));
@@ -163,8 +171,6 @@ function drawTime(run) {
     el("p", { class: "key" }, spent.map(([name, value], i) => el("span", {}, el("i", { class: "swatch", "--c": colour(i) }),
       `${name.replaceAll("_", " ")} `, el("b", {}, `${((100 * value) / sum).toFixed(1)} %`), ` ${short(value)}`)))] : []));
 }
-
-const rank = (name) => (STAGES.includes(name) ? STAGES.indexOf(name) : STAGES.length - 1.5);
 
 // ---- controls
 

@@ -207,12 +207,12 @@ def _card(entry: Mapping[str, Any], status: str) -> str:
             tasks = "" if value["n"] is None else f"{value['n']:g} tasks"
             lines += f"<dt>{name}</dt>" + _cells(percent(value["p"]), _interval(value), tasks, tag="dd")
     if gain is not None:
-        direction = "up" if gain["p"] > 0 else "down"
+        low, high = (gain["p"] if gain[end] is None else gain[end] for end in ("low", "high"))
+        direction = "up" if low > 0 else "down" if high < 0 else "unclear"  # the interval holds 0
         delta = f'<span class="gain {direction}">{points(gain["p"])} points</span>'
         if gain["low"] is not None:
-            how = "" if entry["given"] else "as if unpaired"
             interval = f"{points(gain['low'])} to {points(gain['high'])}"
-            lines += "<dt>gain</dt>" + _cells(points(gain["p"]), interval, how, tag="dd")
+            lines += "<dt>gain</dt>" + _cells(points(gain["p"]), interval, "points", tag="dd")
     arrow = f'{percent(before["p"])} <b aria-label="to">→</b> ' if before and after else ""
     now = percent((after or before)["p"])
     return (

@@ -39,11 +39,15 @@ function short(value) {
   return trim(value.toPrecision(size >= 1000 ? 4 : 3)).replace("-", "−");
 }
 
+// "1.50" as "1.5", "2.0" as "2".
 const trim = (text) => (text.includes(".") ? text.replace(/\.?0+$/, "") : text);
 const percent = (value) => (isNumber(value) ? `${(100 * value).toFixed(1)} %` : "–");
 
 function clock(seconds) {
   if (!isNumber(seconds)) return "–";
+  if (seconds === 0) return "0 s";
+  if (seconds < 1e-3) return `${trim((seconds * 1e6).toPrecision(2))} µs`;
+  if (seconds < 0.1) return `${trim((seconds * 1e3).toPrecision(2))} ms`;
   if (seconds < 60) return `${trim(seconds.toPrecision(seconds < 1 ? 2 : 3))} s`;
   if (seconds < 3600) return `${trim((seconds / 60).toFixed(1))} min`;
   return `${trim((seconds / 3600).toFixed(2))} h`;
@@ -94,7 +98,7 @@ function showTip(x, y, rows, top = y) {
 const hideTip = () => (tip.hidden = true);
 
 // spec: {title, unit, series: [{name, colour, dash, x, y, low, high, faint, dots}], key: [{name, colour, dash}], log, format,
-// axis: {name, format}, height, bound, from, to}. x, y, low, high: equally long arrays, null where unknown; faint: drawn
+// axis: {name, format, whole (its values are integers)}, height, bound, from, to}. x, y, low, high: equally long arrays, null where unknown; faint: drawn
 // behind, not named; bound: a horizontal line; from, to: values the vertical axis reaches at least.
 function plot(figure, spec) {
   const old = plots.findIndex((other) => other.figure === figure);
@@ -129,9 +133,9 @@ function plot(figure, spec) {
   if (!log && isNumber(spec.to)) ys.push(spec.to);
   let [x0, x1, y0, y1] = [least(xs), most(xs), least(ys), most(ys)];
   if (x0 === x1) [x0, x1] = [x0 - 0.5, x1 + 0.5];
-  if (y1 - y0 <= 1e-9 * Math.abs(y1)) [y0, y1] = log ? [y0 - 0.5, y1 + 0.5] : [y0 - (Math.abs(y0) * 0.1 || 0.5), y1 + (Math.abs(y1) * 0.1 || 0.5)];
+  if (y1 - y0 <= 1e-9 * Math.abs(y1)) [y0, y1] = log ? [y0 - 0.5, y1 + 0.5] : y0 === 0 ? [0, 1] : [y0 - (Math.abs(y0) * 0.1 || 0.5), y1 + (Math.abs(y1) * 0.1 || 0.5)];
   const pad = (y1 - y0) * 0.06;
-  if (!isNumber(spec.from) || y0 < spec.from || log) y0 -= pad;
+  if ((!isNumber(spec.from) || y0 < spec.from || log) && y0 !== 0) y0 -= pad;
   if (!isNumber(spec.to) || y1 > spec.to || log) y1 += pad;
   const X = (x) => left + ((x - x0) / (x1 - x0)) * (width - left - right);
   const Y = (y) => height - bottom - ((y - y0) / (y1 - y0)) * (height - top - bottom);
@@ -144,7 +148,7 @@ function plot(figure, spec) {
     root.append(svg("line", { class: "grid", x1: left, x2: width - right, y1: Y(at), y2: Y(at) }));
     root.append(svg("text", { class: "tick", x: left - 8, y: Y(at) + 4, "text-anchor": "end" }, label));
   }
-  for (const at of ticks(x0, x1, Math.max(2, Math.floor(width / 75))).filter((t) => t >= x0 && t <= x1)) {
+  for (const at of ticks(x0, x1, Math.max(2, spec.axis.whole ? Math.min(x1 - x0, width / 75) : width / 75)).filter((t) => t >= x0 && t <= x1)) {
     root.append(svg("text", { class: "tick", x: X(at), y: height - 6, "text-anchor": "middle" }, spec.axis.format(at)));
   }
   if (spec.bound && isNumber(place(spec.bound))) {

@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from actors.stats import difference_interval
 from posterior.rundir import RunDir, plain
 
 MAX_POINTS = 1500
@@ -30,6 +31,9 @@ MAX_TOKENS = 4096
 MAX_LINE = 64_000_000
 """Bytes of one line of a trace file; longer lines are left out unread."""
 
+STAGES = ("wait", "score", "credit", "forward_backward", "optimiser", "publish", "log", "checkpoint", "eval")
+"""Stages that follow one another in the learner's loop; other time/... figures overlap them and are drawn as curves."""
+
 CONTEXT = 0
 DUMP = re.compile(r"(?:step_(?P<step>\d+)|eval_(?P<version>\d+)_(?P<split>.+))\.jsonl")
 SEED_OR_TIME = re.compile(r"[-_. ]?(?:seed[-_=]?\d+|\bs\d+|\d{8}-\d{6}(?:-\d+)?)$", re.IGNORECASE)
@@ -42,23 +46,6 @@ def number(value: Any, digits: int = 6) -> float | int | None:
     if type(value) is not float or not math.isfinite(value):
         return None
     return float(f"{value:.{digits}g}") if digits else value
-
-
-def difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, float] | None:
-    """after - before of two proportions p with intervals low, high, as if from independent samples.
-
-    The interval combines the two given ones (Newcombe 1998, Statistics in Medicine 17:873, method 10). None if a bound
-    is missing.
-    """
-    values = [entry.get(key) for entry in (before, after) for key in ("p", "low", "high")]
-    if any(value is None for value in values):
-        return None
-    p0, l0, h0, p1, l1, h1 = (float(value) for value in values if value is not None)
-    return {
-        "p": p1 - p0,
-        "low": p1 - p0 - math.hypot(p1 - l1, h0 - p0),
-        "high": p1 - p0 + math.hypot(h1 - p1, p0 - l0),
-    }
 
 
 def _objects(path: Path, notes: list[str]) -> Iterator[dict[str, Any]]:
@@ -111,6 +98,15 @@ def _proportion(entry: Any) -> dict[str, Any] | None:
     if not isinstance(entry, Mapping) or number(entry.get("pass@1")) is None:
         return None
     return {"p": number(entry["pass@1"]), **{key: number(entry.get(key)) for key in ("low", "high", "n")}}
+
+
+def _gain(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """after - before, with an interval where both have one (`actors.stats.difference_interval`: as if unpaired)."""
+    ends = [{"pass@1": entry["p"], "low": entry["low"], "high": entry["high"]} for entry in (before, after)]
+    if any(value is None for end in ends for value in end.values()):
+        return {"p": after["p"] - before["p"], "low": None, "high": None}
+    found = difference_interval(ends[0], ends[1])
+    return {"p": found["pass@1"], "low": found["low"], "high": found["high"]}
 
 
 def _evaluations(rows: Sequence[Mapping[str, Any]], flops: Sequence[tuple[float, float | None]]) -> dict[str, Any]:
@@ -172,16 +168,34 @@ def _training(rows: Sequence[Mapping[str, Any]], width: int) -> dict[str, Any]:
     return {"step": steps, "seconds": seconds, "flops": flops, "metrics": table}
 
 
+def _with_evaluations(train: Sequence[Mapping[str, Any]], evals: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The training rows, with the seconds of each evaluation added to the step before it (to the first, if none was)."""
+    rows = [dict(row) for row in train]
+    for row in evals:
+        seconds, version = number(row.get("time/eval")), number(row.get("version", row.get("step")))
+        if seconds is None or version is None or not rows:
+            continue
+        host = next((own for own in reversed(rows) if own["step"] < version), rows[0])
+        for key in ("time/eval", "time/total"):
+            if key == "time/eval" or key in host:
+                host[key] = (number(host.get(key)) or 0.0) + seconds
+    if any("time/eval" in row for row in rows):
+        for row in rows:
+            row.setdefault("time/eval", 0.0)  # so that means over steps count the steps without one
+    return rows
+
+
 def _stages(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Seconds of the whole run by stage; what the stages leave of time/total is "other"."""
+    """Seconds of the whole run by stage of the learner's loop; what the stages leave of time/total is "other"."""
     totals: dict[str, float] = {}
     for row in rows:
-        named = {key[5:]: number(value) for key, value in row.items() if key.startswith("time/")}
-        parts = {key: value for key, value in named.items() if value is not None}
-        whole = parts.pop("total", 0.0)
-        for key, value in parts.items():
-            totals[key] = totals.get(key, 0.0) + value
-        totals["other"] = totals.get("other", 0.0) + max(0.0, whole - sum(parts.values()))
+        named = {stage: number(row.get(f"time/{stage}")) for stage in STAGES}
+        parts = {stage: value for stage, value in named.items() if value is not None}
+        for stage, value in parts.items():
+            totals[stage] = totals.get(stage, 0.0) + value
+        totals["other"] = totals.get("other", 0.0) + max(
+            0.0, (number(row.get("time/total")) or 0.0) - sum(parts.values())
+        )
     return totals
 
 
@@ -201,14 +215,11 @@ def _headline(result: Mapping[str, Any], evaluations: Mapping[str, Any]) -> list
         if after is None and len(measured) > 1:
             after = _proportion({key: column[-1] for key, column in at.items()})
         gain = _proportion(gains.get(split)) if isinstance(gains, Mapping) else None
-        paired = gain is not None and gain["low"] is not None
-        if not paired and before and after:
-            gain = difference(before, after) or {"p": after["p"] - before["p"], "low": None, "high": None}
+        if gain is None and before and after:
+            gain = _gain(before, after)
         if before or after:
             steps = [step for step in at.get("step", []) if step is not None]
-            out.append(
-                {"split": split, "before": before, "after": after, "gain": gain, "given": paired, "steps": steps[-1:]}
-            )
+            out.append({"split": split, "before": before, "after": after, "gain": gain, "steps": steps[-1:]})
     return out
 
 
@@ -378,7 +389,9 @@ def load_run(run: RunDir) -> dict[str, Any]:
     for key, count in lost.items():
         if count:
             notes.append(f"{key} is not a finite number in {count} of {len(train)} training rows.")
-    evaluations = _evaluations(list(versions.values()), [(row["step"], _flops(row)) for row in train])
+    evals = list(versions.values())
+    train = _with_evaluations(train, evals)
+    evaluations = _evaluations(evals, [(row["step"], _flops(row)) for row in train])
     return {
         "path": str(run.path),
         "name": str(result.get("name") or config.get("name") or run.path.name),

@@ -162,7 +162,8 @@ class TraceBrowser {
       logprob: ["0", `≤ −${SURPRISE} nats`],
       none: ["", ""],
     }[mode];
-    this.nodes.scale.replaceChildren(...(stops.length ? [ends[0], ...stops.map(([side, at]) => el("i", { class: `tok ${side}`, "--w": `${weigh(at)}%` })), ends[1]] : []));
+    if (mode === "advantage" && extent <= 1e-8) stops.length = 0;
+    this.nodes.scale.replaceChildren(...(stops.length ? [ends[0], ...stops.map(([side, at]) => el("i", { class: `tok ${side}`, "--w": `${weigh(at)}%` })), ends[1]] : [ends.join(" ")]));
   }
 
   drawGroup(group) {
@@ -231,7 +232,7 @@ class TraceBrowser {
     }
     share = Math.min(1, Math.max(0, share));
     const node = el("span", { class: `tok ${share > 0 ? side : ""}`, "--w": share > 0 ? `${weigh(share)}%` : null },
-      segment.kind === LATENT ? "◆" : token === "" ? "∅" : token);
+      segment.kind === LATENT ? "◆" : token === "" ? "∅" : visible(token));
     node.facts = () => {
       const rows = [["token", JSON.stringify(token)], ["position", segment.at + i]];
       if (isNumber(advantage)) rows.push(["advantage", advantage.toPrecision(4)]);
@@ -260,6 +261,9 @@ class TraceBrowser {
 
 // Share of full colour to percent of ink: visible from the first step, text still readable at the last.
 const weigh = (share) => Math.round(share === 0 ? 0 : 8 + 52 * share);
+
+// Control characters as the symbols that stand for them (U+2400 and on); tabs and line ends stay what they are.
+const visible = (text) => text.replace(/[\x00-\x08\x0b-\x1f\x7f]/g, (c) => String.fromCharCode(0x2400 + (c === "\x7f" ? 33 : c.charCodeAt(0))));
 
 // A row of radio buttons in a fieldset.
 function choice(fieldset, labels, chosen, change) {

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from posterior.report import amount, duration, render, write_report
-from posterior.report_data import MAX_GROUPS, MAX_POINTS, _spread, collect, difference, group_runs
+from posterior.report_data import MAX_GROUPS, MAX_POINTS, _spread, collect, group_runs
 from posterior.rundir import RunDir
 
 HOSTILE = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
@@ -51,7 +51,13 @@ def make_run(
     for step in range(steps + 1):
         done = 1 - math.exp(-3 * step / 40)
         if step % 10 == 0:
-            row: dict[str, Any] = {"kind": "eval", "step": step, "version": step, "seconds": 3.2 * step}
+            row: dict[str, Any] = {
+                "kind": "eval",
+                "step": step,
+                "version": step,
+                "seconds": 3.2 * step,
+                "time/eval": 2.0,
+            }
             for split, start, n in (("test", 0.28, 128), ("unseen", 0.2, 96)):
                 p = start + rise * done * (1 if split == "test" else 0.7) + dice.gauss(0, 0.01)
                 half = 1.96 * math.sqrt(p * (1 - p) / n)
@@ -82,7 +88,9 @@ def make_run(
                 "staleness/max": 1,
                 "staleness/mean": dice.random(),
                 "length/mean": 90 - 25 * done + dice.gauss(0, 2),
-                "entropy": 0.9 - 0.5 * done + dice.gauss(0, 0.02),
+                "component/tests": 0.4 + rise * done,
+                "component/format": 0.95,
+                "policy/entropy": 0.9 - 0.5 * done + dice.gauss(0, 0.02),
                 "tokens/per_second": dice.gauss(2400, 150),
                 **times,
                 "time/total": sum(times.values()) + 0.1,
@@ -150,21 +158,6 @@ def write_dump(path: Path, step: int, done: float, dice: random.Random, text: st
 # ---- reading
 
 
-def wilson(k: int, n: int) -> dict[str, float]:
-    z, p = 1.959964, k / n
-    centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return {"p": p, "low": (centre - half) / (1 + z * z / n), "high": (centre + half) / (1 + z * z / n)}
-
-
-def test_the_interval_of_a_difference_is_newcombes() -> None:
-    """Table II (a) of the paper: 56/70 against 48/80 gives 0.0524 to 0.3339."""
-    gain = difference(wilson(48, 80), wilson(56, 70))
-    assert gain is not None
-    assert gain["p"] == pytest.approx(0.2)
-    assert (gain["low"], gain["high"]) == pytest.approx((0.0524, 0.3339), abs=5e-5)
-    assert difference({"p": 0.1}, wilson(1, 2)) is None
-
-
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 7, 10, 100])
 def test_spread_visits_all_last_and_first_before_the_middle(count: int) -> None:
     order = _spread(count)
@@ -187,7 +180,6 @@ def test_a_run_in_progress_takes_its_headline_from_the_rows(tmp_path: Path) -> N
     entry = run["headline"][0]
     assert (run["status"], entry["split"], entry["steps"]) == ("in progress", "test", [20])
     assert entry["gain"]["low"] < entry["gain"]["p"] < entry["gain"]["high"]
-    assert not entry["given"]
 
 
 def test_damage_is_said_and_survived(tmp_path: Path) -> None:
@@ -272,6 +264,19 @@ def test_of_one_enormous_group_some_traces_are_shown(tmp_path: Path, monkeypatch
     assert any("shown in part" in note for note in run["notes"])
 
 
+def test_stages_are_the_loops_own_and_evaluation_has_its_share(tmp_path: Path) -> None:
+    run = RunDir.create("x", tmp_path / "r")
+    run.append_metrics({"kind": "eval", "step": 0, "version": 0, "time/eval": 5.0})
+    for step in range(4):
+        times = {"time/wait": 1.0, "time/grading": 3.0 * step, "time/publish": 0.5, "time/total": 2.0}
+        run.append_metrics({"kind": "train", "step": step, "version": step + 1, **times})
+    run.append_metrics({"kind": "eval", "step": 4, "version": 4, "time/eval": 3.0})
+    (loaded,) = collect([run])["runs"]
+    assert loaded["stages"] == {"wait": 4.0, "publish": 2.0, "eval": 8.0, "other": 2.0}
+    assert loaded["train"]["metrics"]["time/eval"] == [5.0, 0.0, 0.0, 3.0]
+    assert loaded["train"]["metrics"]["time/total"] == [7.0, 2.0, 2.0, 5.0]
+
+
 def test_a_step_written_twice_counts_once(tmp_path: Path) -> None:
     run = RunDir.create("x", tmp_path / "r")
     for reward in (0.1, 0.9):
@@ -331,9 +336,9 @@ def test_headline_curves_and_stages(single: Path, chromium: Callable[[str], str]
             assert f"{100 * result[when][split]['pass@1']:.1f}\u202f%" in dom
     assert f"+{100 * result['gain']['test']['pass@1']:.1f} points" in dom
     lines = re.findall(r'<path class="line" d="([^"]+)"', dom)
-    assert len(lines) == 2 + 7 + 2 * 2  # two splits, seven charts of one series, two of two
+    assert len(lines) == 2 + 7 + 2 * 3  # two splits, seven charts of one series, three of two
     assert sum(path.count("L") == 4 for path in lines) == 2  # five evaluations
-    assert sum(path.count("L") == 39 for path in lines) == 11  # forty steps
+    assert sum(path.count("L") == 39 for path in lines) == 13  # forty steps
     assert dom.count('class="band"') == 2
     assert not re.search(r' d="[^"]*(NaN|undefined|Infinity)', dom)
     assert "forward and backward" in dom
