@@ -67,7 +67,7 @@ async def grade_program(
     if not code or not _is_unicode(code):
         note = "the answer holds no program" if len(text) <= MAX_CHARACTERS else "the answer is too long"
         return _grade(task, 0.0, {"tests": 0.0, "format": 0.0, "compiles": 0.0}, note, performance)
-    if task.meta.get("prelude"):
+    if task.meta.get("prelude") and "from __future__" not in code:  # a future import must stay the first statement
         code = f"{task.meta['prelude']}\n\n{code}"
     verdicts: list[str] = []
     loads = True
