@@ -140,22 +140,26 @@ def jail_command(command: list[str], slot: int, own_uid: bool, tracer: bool = Fa
         argv += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
     else:
         argv += ["--unshare-user", "--uid", str(10_000 + slot), "--gid", str(10_000 + slot)]
-    argv += ["--ro-bind", "/usr", "/usr"]
+    here = Path(__file__).parent
+    binds = [("/usr", "/usr"), *[(str(here / name), f"{HARNESS}/{name}") for name in ("zygote.py", "protocol.py")]]
+    if not sys.base_prefix.startswith("/usr"):
+        binds.append((sys.base_prefix, sys.base_prefix))
     for name in ("bin", "lib", "lib64"):
         path = Path("/") / name
         if path.is_symlink():
             argv += ["--symlink", os.readlink(path), str(path)]
         elif path.is_dir():
-            argv += ["--ro-bind", str(path), str(path)]
-    if not sys.base_prefix.startswith("/usr"):
-        argv += ["--ro-bind", sys.base_prefix, sys.base_prefix]
-    here = Path(__file__).parent
-    for name in ("zygote.py", "protocol.py"):
-        argv += ["--ro-bind", str(here / name), f"{HARNESS}/{name}"]
+            binds.append((str(path), str(path)))
+    # Left to itself, bubblewrap makes the folders above a mount point for its own user only.
+    above = {str(folder) for _, target in binds for folder in Path(target).parents if folder != Path("/")}
+    for folder in sorted(above | ({"/dev"} if tracer else set())):
+        argv += ["--perms", "0755", "--dir", folder]
+    for source, target in binds:
+        argv += ["--ro-bind", source, target]
     if tracer:
         # The zygote unmounts /proc and /tmp before its first job, and drops the capability that lets it.
         argv += ["--cap-add", "CAP_SYS_ADMIN", "--proc", "/proc", "--tmpfs", "/tmp"]
-        argv += ["--perms", "0755", "--dir", "/dev", "--dev-bind", "/dev/null", "/dev/null"]
+        argv += ["--dev-bind", "/dev/null", "/dev/null"]
     argv += ["--remount-ro", "/", "--chdir", "/", "--clearenv"]
     for name, value in environment().items():
         argv += ["--setenv", name, value]

@@ -117,9 +117,11 @@ class _Zygote:
         os.set_blocking(self._log, False)
         with theirs, ExitStack() as after_start:
             after_start.callback(os.close, log_end)
-            inherited = [theirs.fileno(), log_end]
+            inherited = [theirs.fileno()]
             filter_fd = -1
             tracer = work.tracer_command(self.method, log_end)
+            if tracer:
+                inherited.append(log_end)
             uid = -1 if unsafe_local else jail.slot_uid(slot)
             if not unsafe_local:
                 filter_fd = after_start.enter_context(jail.filter_file(writable_opens=bool(tracer))).fileno()
@@ -421,6 +423,10 @@ class SandboxPool:
     @property
     def workers(self) -> int:
         return len(self._slots)
+
+    def process_ids(self) -> list[int]:
+        """The sandboxes' outermost processes on this machine, for supervision and tests."""
+        return [z.process.pid for slot in self._slots for z in list(slot.zygotes.values())]
 
     @classmethod
     def shared(cls, unsafe_local: bool = False) -> SandboxPool:
