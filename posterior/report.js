@@ -20,7 +20,6 @@ const CHARTS = [
   { title: "Sampler/learner gap", unit: "|Δ log-prob|", keys: ["gap/max", "gap/mean"], log: true, plain: true },
   { title: "Staleness", unit: "versions", keys: ["staleness/max", "staleness/mean"], plain: true, from: 0 },
   { title: "Loss", keys: ["loss/"] },
-  { title: "Throughput", unit: "tokens a second", keys: ["tokens/per_second"] },
 ];
 
 const several = runs.length > 1;
@@ -30,11 +29,11 @@ const splits = unique(runs.flatMap((run) => Object.keys(run.evaluations)));
 
 // The metrics of a chart as [{key, name}].
 function expand(keys) {
-  return keys.flatMap((key) => {
-    if (key.endsWith("/")) return metricNames.filter((name) => name.startsWith(key)).map((name) => ({ key: name, name: name.slice(key.length) }));
-    if (key.startsWith("/")) return metricNames.filter((name) => name.endsWith(key)).map((name) => ({ key: name, name: name.slice(0, -key.length) }));
-    return metricNames.includes(key) ? [{ key, name: key.split("/").at(-1) }] : [];
-  });
+  return keys.flatMap((key) => metricNames.flatMap((name) => {
+    if (key.endsWith("/") && name.startsWith(key)) return { key: name, name: name.slice(key.length) };
+    if (key.startsWith("/") && name.endsWith(key)) return { key: name, name: name.slice(0, -key.length) };
+    return key === name ? { key, name: key.split("/").at(-1) } : [];
+  }));
 }
 
 // Mean and range over the runs of a group, at the steps that all of them have reached.
@@ -45,7 +44,7 @@ function average(members, pick) {
   const rows = columns.map((column) => new Map(column.step.map((step, i) => [step, i])));
   for (const step of columns[0]?.step ?? []) {
     if (!rows.every((row) => row.has(step))) continue;
-    const at = columns.map((column, c) => [column.x[rows[c].get(step)], column.y[rows[c].get(step)]]).filter((point) => point.every(isNumber));
+    const at = columns.map(({ x, y }, c) => [x[rows[c].get(step)], y[rows[c].get(step)]]).filter((point) => point.every(isNumber));
     const ys = at.map((point) => point[1]);
     const mean = (values) => (values.length ? values.reduce((a, b) => a + b, 0) / values.length : null);
     out.x.push(mean(at.map((point) => point[0])));
@@ -58,7 +57,11 @@ function average(members, pick) {
 
 // How the metrics of one chart are told apart: by colour, or by dashes where colours stand for runs.
 function looks(spec) {
-  return expand(spec.keys).map(({ name }, k, all) => ({ name: all.length > 1 ? name : spec.title.toLowerCase(), colour: several ? "var(--soft)" : colour(k), dash: several ? DASHES[k % DASHES.length] : "" }));
+  return expand(spec.keys).map(({ name }, k, all) => ({
+    name: all.length > 1 ? name : spec.title.toLowerCase(),
+    colour: several ? "var(--soft)" : colour(k),
+    dash: several ? DASHES[k % DASHES.length] : "",
+  }));
 }
 
 function trainSeries(spec) {
@@ -68,8 +71,8 @@ function trainSeries(spec) {
     const columns = average(group.runs.map((r) => runs[r].train), (train) => train.metrics[key] &&
       { step: train.step, x: train[state.axis], y: train.metrics[key] });
     if (!columns.y?.some(isNumber)) return [];
-    const own = several ? { ...look[k], colour: colour(g), name: keys.length > 1 ? `${group.name}, ${look[k].name}` : group.name } : look[k];
-    const main = { ...own, x: columns.x, y: smoothed(columns.y, weight) };
+    const name = keys.length > 1 ? `${group.name}, ${look[k].name}` : group.name;
+    const main = { ...look[k], ...(several ? { name, colour: colour(g) } : {}), x: columns.x, y: smoothed(columns.y, weight) };
     if (columns.low) return [{ ...main, low: smoothed(columns.low, weight), high: smoothed(columns.high, weight) }];
     return weight ? [{ ...main, name: "", y: columns.y, dash: "", faint: true }, main] : [main];
   }));
@@ -103,7 +106,8 @@ function drawCurves() {
     const keys = expand(spec.keys);
     const bounds = runs.map((run) => run.bound).filter((bound) => keys.some(({ key }) => key === bound.key)).map((bound) => bound.value);
     if (keys.length) {
-      chart(document.getElementById("charts"), spec.title, { ...spec, series: trainSeries(spec), key: looks(spec), bound: bounds.length ? least(bounds) : null });
+      const bound = bounds.length ? least(bounds) : null;
+      chart(document.getElementById("charts"), spec.title, { ...spec, series: trainSeries(spec), key: looks(spec), bound });
     }
   }
   const more = document.getElementById("more");
@@ -120,56 +124,63 @@ function drawMore(chart) {
       chart(`eval/${split}/${metric}`, { title: metric, unit: split, series: evalSeries(split, metric) });
     }
   }
-  for (const key of metricNames.filter((name) => !shown.has(name) && !name.startsWith("flops/"))) chart(key, { title: key, series: trainSeries({ title: key, keys: [key] }) });
+  for (const key of metricNames.filter((name) => !shown.has(name) && !name.startsWith("flops/"))) {
+    chart(key, { title: key, series: trainSeries({ title: key, keys: [key] }) });
+  }
 }
 
 function drawLegend() {
   const host = document.getElementById("legend");
   if (!several) return host.remove();
-  host.replaceChildren(...groups.map((group, g) => el("button", { type: "button", "aria-pressed": String(!state.hidden.has(g)), onclick: () => {
+  const toggle = (g) => {
     if (!state.hidden.delete(g)) state.hidden.add(g);
     drawLegend();
     drawCurves();
-  } }, el("i", { class: "swatch", "--c": colour(g) }), group.name, group.runs.length > 1 ? el("small", {}, ` ${group.runs.length} seeds`) : null)));
+  };
+  host.replaceChildren(...groups.map((group, g) =>
+    el("button", { type: "button", "aria-pressed": String(!state.hidden.has(g)), onclick: () => toggle(g) },
+      swatch(colour(g)), group.name, group.runs.length > 1 ? el("small", {}, ` ${group.runs.length} seeds`) : null)));
 }
 
 // ---- time and compute of one run
 
 const STAGES = ["wait", "score", "credit", "forward_backward", "optimiser", "publish", "log", "checkpoint", "eval", "other"];
-const STAGE_COLOURS = [0, 1, 2, 3, 4, 5, 6, 7, 2].map(colour);
+const STAGE_COLOURS = [0, 1, 2, 3, 4, 5, 6, 7, 8].map((i) => `var(--c${i})`);
 const stageColour = (name) => STAGE_COLOURS[STAGES.indexOf(name)] || "var(--faint)";
 const stageName = (name) => ({ wait: "wait for samples", forward_backward: "forward and backward" })[name] || name.replaceAll("_", " ");
 
 function drawTime(run) {
-  const stages = Object.entries(run.stages).filter(([, seconds]) => seconds > 0).sort((a, b) => STAGES.indexOf(a[0]) - STAGES.indexOf(b[0]));
+  const stages = STAGES.map((name) => [name, run.stages[name]]).filter(([, seconds]) => seconds > 0);
   const host = document.getElementById("stages"), shares = document.getElementById("shares");
   if (!stages.length) {
     host.replaceChildren(el("p", { class: "empty" }, "No stage times recorded yet."));
     shares.replaceChildren();
   } else {
     const columns = run.train.metrics, steps = run.train.step;
-    const parts = stages.map(([name]) => ({ name: stageName(name), colour: stageColour(name), values: name === "other" && !columns["time/other"]
-      ? steps.map((_, i) => Math.max(0, (columns["time/total"]?.[i] || 0) - stages.reduce((sum, [stage]) => sum + (columns[`time/${stage}`]?.[i] || 0), 0)))
-      : columns[`time/${name}`] || steps.map(() => 0) }));
+    const at = (name, i) => columns[`time/${name}`]?.[i] || 0;
+    const rest = (i) => Math.max(0, at("total", i) - stages.reduce((sum, [name]) => sum + (name === "other" ? 0 : at(name, i)), 0));
+    const parts = stages.map(([name]) => ({ name: stageName(name), colour: stageColour(name),
+      values: steps.map((_, i) => (name === "other" ? rest(i) : at(name, i))) }));
     const figure = host.querySelector("figure") || host.appendChild(el("figure"));
     stack(figure, { title: "Seconds a step, by stage", steps, parts, format: clock });
     const total = stages.reduce((sum, [, seconds]) => sum + seconds, 0);
     const rows = [...stages].sort((a, b) => b[1] - a[1]).map(([name, seconds]) => el("tr", {},
-      el("th", { scope: "row" }, el("i", { class: "swatch", "--c": stageColour(name) }), stageName(name)),
+      el("th", { scope: "row" }, swatch(stageColour(name)), stageName(name)),
       el("td", {}, el("i", { class: "meter", "--w": `${(100 * seconds) / total}%` })),
       el("td", {}, `${((100 * seconds) / total).toFixed(1)} %`), el("td", {}, clock(seconds))));
-    shares.replaceChildren(el("table", {}, el("thead", {}, el("tr", {}, ["stage", "", "share", "total"].map((name) => el("th", { scope: "col" }, name)))),
-      el("tbody", {}, rows)));
+    const head = el("tr", {}, ["stage", "", "share", "total"].map((name) => el("th", { scope: "col" }, name)));
+    shares.replaceChildren(el("table", {}, el("thead", {}, head), el("tbody", {}, rows)));
   }
   const spent = Object.entries(run.train.metrics).filter(([key]) => key.startsWith("flops/"))
     .map(([key, values]) => [key.slice(6), values.filter(isNumber).at(-1) ?? 0]).filter(([, value]) => value > 0);
   const sum = spent.reduce((all, [, value]) => all + value, 0);
+  const share = (value) => `${((100 * value) / sum).toFixed(1)} %`;
   document.getElementById("flops").replaceChildren(...(sum ? [
     el("h3", {}, "FLOPs by stage", el("small", {}, `${short(sum)} in all`)),
-    el("div", { class: "strip", role: "img", "aria-label": spent.map(([name, value]) => `${name} ${((100 * value) / sum).toFixed(1)} %`).join(", ") },
+    el("div", { class: "strip", role: "img", "aria-label": spent.map(([name, value]) => `${name} ${share(value)}`).join(", ") },
       spent.map(([, value], i) => el("i", { "--w": `${(100 * value) / sum}%`, "--c": colour(i) }))),
-    el("p", { class: "key" }, spent.map(([name, value], i) => el("span", {}, el("i", { class: "swatch", "--c": colour(i) }),
-      `${name.replaceAll("_", " ")} `, el("b", {}, `${((100 * value) / sum).toFixed(1)} %`), ` ${short(value)}`)))] : []));
+    el("p", { class: "key" }, spent.map(([name, value], i) => el("span", {}, swatch(colour(i)),
+      `${name.replaceAll("_", " ")} `, el("b", {}, share(value)), ` ${short(value)}`)))] : []));
 }
 
 // ---- controls
@@ -187,14 +198,15 @@ function start() {
   document.getElementById("more").addEventListener("toggle", drawCurves);
 
   const pick = document.getElementById("time-run");
-  pick.append(...runs.map((run, i) => el("option", { value: i }, several && isNumber(run.seed) ? `${run.name}, seed ${run.seed}` : run.name)));
+  const labels = runs.map((run) => (several && isNumber(run.seed) ? `${run.name}, seed ${run.seed}` : run.name));
+  pick.append(...labels.map((label, i) => el("option", { value: i }, label)));
   pick.parentNode.hidden = !several;
   pick.addEventListener("change", () => drawTime(runs[pick.value]));
 
   const draw = () => { drawCurves(); drawTime(runs[pick.value]); };
   drawLegend();
   draw();
-  new TraceBrowser(runs).start();
+  new TraceBrowser(runs, labels).start();
   let width = innerWidth, wait = 0;
   addEventListener("resize", () => {
     clearTimeout(wait);

@@ -281,7 +281,7 @@ def _several(runs: Sequence[Mapping[str, Any]], groups: Sequence[Mapping[str, An
                     cells = [html.escape(entry["split"]), before, after, _gain(entry)]
                 head = f'<th scope="row">{label if first else ""}</th>'
                 rows.append(f"<tr>{head}{_cells(*cells, *(spent if first else [''] * 3))}</tr>")
-    names = ("Run", "Split", "Before", "After", "Gain, 95 %", "Time", "FLOPs", "Status")
+    names = ("Run", "Split", "Before", "After", "Gain [95 %]", "Time", "FLOPs", "Status")
     head = "".join(f'<th scope="col">{name}</th>' for name in names)
     table = f'<table class="runs"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
     return f'<section id="headline"><h2>Held-out pass@1</h2><div class="scroll">{table}</div></section>'
@@ -310,16 +310,20 @@ def _cells(*texts: str, tag: str = "td") -> str:
 
 def _notes(runs: Sequence[Mapping[str, Any]]) -> str:
     several = len(runs) > 1
-    lines = [f"{run['name']}: {note}" if several else note for run in runs for note in run["notes"]]
+    lines = [f"{_label(run)}: {note}" if several else note for run in runs for note in run["notes"]]
     if not lines:
         return ""
     items = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
     return f'<details class="notes" open><summary>About this data</summary><ul>{items}</ul></details>'
 
 
+def _label(run: Mapping[str, Any]) -> str:
+    return run["name"] if run["seed"] is None else f"{run['name']}, seed {run['seed']}"
+
+
 def _configs(runs: Sequence[Mapping[str, Any]]) -> str:
     blocks = "".join(
-        f"<details><summary>{html.escape(run['name'])} <small>{html.escape(run['path'])}</small></summary>"
+        f"<details><summary>{html.escape(_label(run))} <small>{html.escape(run['path'])}</small></summary>"
         f"<pre>{html.escape(run['config_text'])}</pre></details>"
         for run in runs
         if run["config_text"]

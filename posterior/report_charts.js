@@ -24,19 +24,20 @@ function fill(node, attributes, children) {
 
 const isNumber = (value) => typeof value === "number" && Number.isFinite(value);
 const colour = (index) => `var(--c${index % 8})`;
+const swatch = (tint) => el("i", { class: "swatch", "--c": tint });
 const DASHES = ["", "5 3", "2 3", "8 3 2 3"];
 
 // ---- numbers
 
-function short(value) {
+function short(value, digits = 3) {
   if (!isNumber(value)) return "–";
   const size = Math.abs(value);
   if (size === 0) return "0";
   if (size >= 1e15 || size < 1e-3) return value.toExponential(1).replace(".0e", "e").replace("e+", "e").replace(/^-/, "−");
   for (const [scale, unit] of [[1e12, "T"], [1e9, "G"], [1e6, "M"], [1e4, "k"]]) {
-    if (size >= scale) return `${trim((value / (unit === "k" ? 1e3 : scale)).toPrecision(3))} ${unit}`;
+    if (size >= scale) return `${trim((value / (unit === "k" ? 1e3 : scale)).toPrecision(digits))} ${unit}`;
   }
-  return trim(value.toPrecision(size >= 1000 ? 4 : 3)).replace("-", "−");
+  return trim(value.toPrecision(size >= 1000 ? Math.max(4, digits) : digits)).replace("-", "−");
 }
 
 // "1.50" as "1.5", "2.0" as "2".
@@ -46,8 +47,8 @@ const percent = (value) => (isNumber(value) ? `${(100 * value).toFixed(1)} %` : 
 function clock(seconds) {
   if (!isNumber(seconds)) return "–";
   if (seconds === 0) return "0 s";
-  if (seconds < 1e-3) return `${trim((seconds * 1e6).toPrecision(2))} µs`;
-  if (seconds < 0.1) return `${trim((seconds * 1e3).toPrecision(2))} ms`;
+  if (seconds < 1e-3) return `${Number((seconds * 1e6).toPrecision(2))} µs`;
+  if (seconds < 0.1) return `${Number((seconds * 1e3).toPrecision(2))} ms`;
   if (seconds < 60) return `${trim(seconds.toPrecision(seconds < 1 ? 2 : 3))} s`;
   if (seconds < 3600) return `${trim((seconds / 60).toFixed(1))} min`;
   return `${trim((seconds / 3600).toFixed(2))} h`;
@@ -60,6 +61,14 @@ function ticks(low, high, count, steps = [1, 2, 5, 10]) {
   const out = [];
   for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i++) out.push(Number((i * step).toPrecision(12)));
   return out;
+}
+
+// Ticks with their labels, in as many digits as tell them apart.
+function labelled(values, format) {
+  for (let digits = 3; ; digits++) {
+    const labels = values.map((value) => format(value, digits).replace(".0 %", " %"));
+    if (digits === 8 || new Set(labels).size === labels.length) return values.map((value, i) => [value, labels[i]]);
+  }
 }
 
 function decades(low, high, count) {
@@ -98,8 +107,8 @@ function showTip(x, y, rows, top = y) {
 const hideTip = () => (tip.hidden = true);
 
 // spec: {title, unit, series: [{name, colour, dash, x, y, low, high, faint, dots}], key: [{name, colour, dash}], log, format,
-// axis: {name, format, whole (its values are integers)}, height, bound, from, to}. x, y, low, high: equally long arrays, null where unknown; faint: drawn
-// behind, not named; bound: a horizontal line; from, to: values the vertical axis reaches at least.
+// axis: {name, format, whole (its values are integers)}, height, bound, from, to}. x, y, low, high: equally long arrays, null
+// where unknown; faint: drawn behind, not named; bound: a horizontal line; from, to: the vertical axis reaches these.
 function plot(figure, spec) {
   const old = plots.findIndex((other) => other.figure === figure);
   if (old >= 0) plots.splice(old, 1);
@@ -133,28 +142,33 @@ function plot(figure, spec) {
   if (!log && isNumber(spec.to)) ys.push(spec.to);
   let [x0, x1, y0, y1] = [least(xs), most(xs), least(ys), most(ys)];
   if (x0 === x1) [x0, x1] = [x0 - 0.5, x1 + 0.5];
-  if (y1 - y0 <= 1e-9 * Math.abs(y1)) [y0, y1] = log ? [y0 - 0.5, y1 + 0.5] : y0 === 0 ? [0, 1] : [y0 - (Math.abs(y0) * 0.1 || 0.5), y1 + (Math.abs(y1) * 0.1 || 0.5)];
+  if (y1 - y0 <= 1e-9 * Math.abs(y1)) { // constant, but for rounding
+    const room = log ? 0.5 : Math.abs(y0) * 0.1;
+    [y0, y1] = y0 === 0 && !log ? [0, 1] : [y0 - room, y1 + room];
+  }
   const pad = (y1 - y0) * 0.06;
   if ((!isNumber(spec.from) || y0 < spec.from || log) && y0 !== 0) y0 -= pad;
   if (!isNumber(spec.to) || y1 > spec.to || log) y1 += pad;
   const X = (x) => left + ((x - x0) / (x1 - x0)) * (width - left - right);
   const Y = (y) => height - bottom - ((y - y0) / (y1 - y0)) * (height - top - bottom);
 
-  const first = named.map((series) => `${series.name} from ${format(series.y.find(isNumber))} to ${format(series.y.filter(isNumber).at(-1))}`);
+  const words = named.map(({ name, y }) => `${name} from ${format(y.find(isNumber))} to ${format(y.filter(isNumber).at(-1))}`);
   const root = svg("svg", { width, height, viewBox: `0 0 ${width} ${height}`, role: "img",
-    "aria-label": `${spec.title}: ${first.join("; ")}` });
-  const grid = log ? decades(y0, y1, 5).map((p) => [p, `1e${p}`]) : ticks(y0, y1, 4, [1, 2, 2.5, 5, 10]).map((t) => [t, format(t).replace(".0 %", " %")]);
+    "aria-label": `${spec.title}: ${words.join("; ")}` });
+  const grid = log ? decades(y0, y1, 5).map((p) => [p, `1e${p}`]) : labelled(ticks(y0, y1, 4, [1, 2, 2.5, 5, 10]), format);
   for (const [at, label] of grid) {
     root.append(svg("line", { class: "grid", x1: left, x2: width - right, y1: Y(at), y2: Y(at) }));
     root.append(svg("text", { class: "tick", x: left - 8, y: Y(at) + 4, "text-anchor": "end" }, label));
   }
-  for (const at of ticks(x0, x1, Math.max(2, spec.axis.whole ? Math.min(x1 - x0, width / 75) : width / 75)).filter((t) => t >= x0 && t <= x1)) {
+  const count = spec.axis.whole ? Math.min(x1 - x0, width / 75) : width / 75;
+  for (const at of ticks(x0, x1, Math.max(2, count))) {
     root.append(svg("text", { class: "tick", x: X(at), y: height - 6, "text-anchor": "middle" }, spec.axis.format(at)));
   }
   if (spec.bound && isNumber(place(spec.bound))) {
     const at = Y(place(spec.bound));
     root.append(svg("line", { class: "bound", x1: left, x2: width - right, y1: at, y2: at }));
-    root.append(svg("text", { class: "tick bound-label", x: width - right, y: at - 4, "text-anchor": "end" }, `bound ${short(spec.bound)}`));
+    root.append(svg("text", { class: "tick bound-label", x: width - right, y: at - 4, "text-anchor": "end" },
+      `bound ${short(spec.bound)}`));
   }
   for (const series of spec.series) {
     if (series.low) root.append(svg("path", { class: "band", d: band(series, X, Y, place), fill: series.colour }));
@@ -194,7 +208,7 @@ function plot(figure, spec) {
     const s = at.indexOf(i);
     showTip(event.clientX, event.clientY, [
       el("b", {}, `${spec.axis.name} ${spec.axis.format(named[s].x[i])}`),
-      ...named.map((series, n) => at[n] < 0 ? null : el("div", {}, el("i", { class: "swatch", "--c": series.colour }),
+      ...named.map((series, n) => at[n] < 0 ? null : el("div", {}, swatch(series.colour),
         `${series.name} `, el("b", {}, format(series.y[at[n]])),
         series.low && isNumber(series.low[at[n]]) ? ` [${format(series.low[at[n]])}, ${format(series.high[at[n]])}]` : "")).filter(Boolean),
     ]);
@@ -263,10 +277,13 @@ function stack(figure, { title, steps, parts, format }) {
     });
     const range = column.from === column.to ? `step ${column.from}` : `steps ${column.from} to ${column.to}`;
     bar.addEventListener("pointermove", (event) => showTip(event.clientX, event.clientY, [el("b", {}, `${range}: ${format(base)}`),
-      ...parts.map((part, p) => column.values[p] > 0 ? el("div", {}, el("i", { class: "swatch", "--c": part.colour }),
+      ...parts.map((part, p) => column.values[p] > 0 ? el("div", {}, swatch(part.colour),
         `${part.name} `, el("b", {}, format(column.values[p]))) : null).filter(Boolean).reverse()]));
     root.append(bar);
-    if (i % every === 0) root.append(svg("text", { class: "tick", x: left + (i + 0.5) * pitch, y: height - 6, "text-anchor": "middle" }, String(column.from)));
+    if (i % every === 0) {
+      const x = left + (i + 0.5) * pitch;
+      root.append(svg("text", { class: "tick", x, y: height - 6, "text-anchor": "middle" }, String(column.from)));
+    }
   });
   root.addEventListener("pointerleave", hideTip);
   figure.replaceChildren(el("figcaption", {}, el("span", {}, title)), root);

@@ -16,11 +16,12 @@ const SHOWS = { all: "all", passed: "passed", failed: "failed" };
 const GAP_LOW = -7, GAP_HIGH = -1, SURPRISE = 6;
 
 class TraceBrowser {
-  constructor(runs) {
+  constructor(runs, labels) {
     this.groups = []; // flat over runs and dumps; the number in #group=N
     this.dumps = [];
-    runs.forEach((run) => run.dumps.forEach((dump) => {
-      const at = { run: run.name, step: dump.step, split: dump.split, first: this.groups.length, count: dump.groups.length };
+    this.labels = labels;
+    runs.forEach((run, r) => run.dumps.forEach((dump) => {
+      const at = { run: r, step: dump.step, split: dump.split, first: this.groups.length, count: dump.groups.length };
       dump.groups.forEach((group) => this.groups.push({ ...group, dump: this.dumps.length }));
       this.dumps.push(at);
     }));
@@ -40,14 +41,18 @@ class TraceBrowser {
     const runs = new Set(this.dumps.map((dump) => dump.run));
     for (const run of runs) {
       for (const kind of ["train", "eval"]) {
-        const own = this.dumps.map((dump, i) => [dump, i]).filter(([dump]) => dump.run === run && Boolean(dump.split) === (kind === "eval"));
+        const own = this.dumps.map((dump, i) => [dump, i])
+          .filter(([dump]) => dump.run === run && Boolean(dump.split) === (kind === "eval"));
         if (!own.length) continue;
-        const label = `${runs.size > 1 ? `${run}: ` : ""}${kind === "eval" ? "held-out" : "training"}`;
+        const label = `${runs.size > 1 ? `${this.labels[run]}: ` : ""}${kind === "eval" ? "held-out" : "training"}`;
         this.nodes.dump.append(el("optgroup", { label }, own.map(([dump, i]) =>
           el("option", { value: i }, dump.split ? `${dump.split}, version ${dump.step}` : `step ${dump.step}`))));
       }
     }
-    this.nodes.dump.addEventListener("change", () => this.go(this.visible(Number(this.nodes.dump.value))[0] ?? this.dumps[this.nodes.dump.value].first));
+    this.nodes.dump.addEventListener("change", () => {
+      const dump = Number(this.nodes.dump.value);
+      this.go(this.visible(dump)[0] ?? this.dumps[dump].first);
+    });
     choice(this.nodes.show, SHOWS, this.state.show, (value) => { this.state.show = value; this.settle(); });
     const labels = Object.fromEntries(Object.entries(COLOURS).map(([key, { label }]) => [key, label]));
     choice(this.nodes.colour, labels, this.state.colour, (value) => { this.state.colour = value; this.draw(); });
@@ -92,7 +97,7 @@ class TraceBrowser {
   }
 
   key(event) {
-    if (event.ctrlKey || event.metaKey || event.altKey || /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName) && event.target.type !== "radio") return;
+    if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("select, input:not([type=radio])")) return;
     const step = { j: 1, k: -1 }[event.key], dump = { n: 1, p: -1 }[event.key];
     if (step) {
       const shown = this.dumps.flatMap((_, d) => this.visible(d));
@@ -128,10 +133,11 @@ class TraceBrowser {
       const group = this.groups[g];
       const rewards = group.traces.map((trace) => trace.reward).filter(isNumber);
       const passed = group.traces.filter((trace) => trace.passed).length;
+      const verdict = (trace) => (trace.outcome === "infra" ? "infra" : trace.passed ? "passed" : "failed");
       return el("button", { type: "button", "aria-current": g === this.state.group ? "true" : null, onclick: () => this.go(g),
         "aria-label": `group ${g}, task ${group.task}, ${passed} of ${group.traces.length} passed` },
         el("span", { class: "task" }, group.task || `group ${g}`),
-        el("span", { class: "dots" }, group.traces.map((trace) => el("i", { class: trace.outcome === "infra" ? "infra" : trace.passed ? "passed" : "failed" }))),
+        el("span", { class: "dots" }, group.traces.map((trace) => el("i", { class: verdict(trace) }))),
         el("span", { class: "mean" }, rewards.length ? (rewards.reduce((a, b) => a + b, 0) / rewards.length).toFixed(2) : "–"));
     });
     const list = this.nodes.groups, scrolled = list.scrollTop;
@@ -163,7 +169,8 @@ class TraceBrowser {
       none: ["", ""],
     }[mode];
     if (mode === "advantage" && extent <= 1e-8) stops.length = 0;
-    this.nodes.scale.replaceChildren(...(stops.length ? [ends[0], ...stops.map(([side, at]) => el("i", { class: `tok ${side}`, "--w": `${weigh(at)}%` })), ends[1]] : [ends.join(" ")]));
+    const boxes = stops.map(([side, at]) => el("i", { class: `tok ${side}`, "--w": `${weigh(at)}%` }));
+    this.nodes.scale.replaceChildren(...(boxes.length ? [ends[0], ...boxes, ends[1]] : [ends.join(" ")]));
   }
 
   drawGroup(group) {
@@ -172,6 +179,7 @@ class TraceBrowser {
     const passed = group.traces.filter((trace) => trace.passed).length;
     const where = dump.split ? `${dump.split}, version ${dump.step}` : `step ${dump.step}`;
     const cards = (some) => some.map((trace) => this.card(trace, group.traces.indexOf(trace), this.extent(group)));
+    const hidden = group.left_out ? ` · ${group.left_out} more not shown` : "";
     const rest = el("div", {});
     const more = traces.length > FIRST ? el("button", { type: "button", class: "more", onclick: (event) => {
       event.target.remove();
@@ -179,7 +187,7 @@ class TraceBrowser {
     } }, `Show ${traces.length - FIRST} more`) : null;
     fill(this.nodes.group, { "data-group": this.state.group }, []).replaceChildren(...[
       el("h3", {}, group.task || `group ${this.state.group}`,
-        el("small", {}, `${where} · ${passed} of ${group.traces.length} passed${group.left_out ? ` · ${group.left_out} more not shown` : ""}`)),
+        el("small", {}, `${where} · ${passed} of ${group.traces.length} passed${hidden}`)),
       el("div", { class: "prompt" }, el("h4", {}, "prompt"), el("pre", {}, group.prompt)),
       group.answer === null ? null : el("details", { class: "good" }, el("summary", {}, "a good answer"), el("pre", {}, group.answer)),
       traces.length ? null : el("p", { class: "empty" }, `No ${this.state.show} trace in this group.`),
@@ -189,14 +197,18 @@ class TraceBrowser {
 
   card(trace, number, extent) {
     const verdict = trace.outcome === "infra" ? ["infra", "masked"] : trace.passed ? ["passed", "✓ passed"] : ["failed", "✗ failed"];
-    const parts = Object.entries(trace.components).map(([name, value]) =>
-      el("div", { class: "part" }, el("span", {}, name), el("i", { class: "meter", "--w": `${100 * Math.min(1, Math.max(0, value || 0))}%` }), el("b", {}, short(value))));
+    const width = (value) => `${100 * Math.min(1, Math.max(0, value || 0))}%`;
+    const parts = Object.entries(trace.components).map(([name, value]) => el("div", { class: "part" },
+      el("span", {}, name), el("i", { class: "meter", "--w": width(value) }), el("b", {}, short(value))));
     const body = el("div", { class: "body", tabindex: 0, role: "group", "aria-label": `tokens of trace ${number + 1}` });
     const segments = trace.segments.filter((segment, i) => !(i === 0 && segment.kind === CONTEXT)); // the prompt stands above
     const turns = new Set(segments.map((segment) => segment.turn)).size > 1;
     for (const segment of segments) body.append(this.segment(segment, extent, turns));
     if (!segments.length) body.append(el("p", { class: "empty" }, "nothing was sampled"));
-    body.addEventListener("pointermove", (event) => event.target.facts ? showTip(event.clientX, event.clientY, event.target.facts()) : hideTip());
+    body.addEventListener("pointermove", ({ target, clientX, clientY }) => {
+      if (target.facts) showTip(clientX, clientY, target.facts());
+      else hideTip();
+    });
     body.addEventListener("pointerleave", hideTip);
     body.addEventListener("blur", () => { hideTip(); body.querySelector(".here")?.classList.remove("here"); });
     body.addEventListener("keydown", (event) => this.walk(event, body));
@@ -263,7 +275,8 @@ class TraceBrowser {
 const weigh = (share) => Math.round(share === 0 ? 0 : 8 + 52 * share);
 
 // Control characters as the symbols that stand for them (U+2400 and on); tabs and line ends stay what they are.
-const visible = (text) => text.replace(/[\x00-\x08\x0b-\x1f\x7f]/g, (c) => String.fromCharCode(0x2400 + (c === "\x7f" ? 33 : c.charCodeAt(0))));
+const picture = (c) => String.fromCharCode(c === "\x7f" ? 0x2421 : 0x2400 + c.charCodeAt(0));
+const visible = (text) => text.replace(/[\x00-\x08\x0b-\x1f\x7f]/g, picture);
 
 // A row of radio buttons in a fieldset.
 function choice(fieldset, labels, chosen, change) {
