@@ -161,11 +161,8 @@ class RunDir:
         """
         kept = []
         for row in self.read_metrics():
-            if row.get("kind") == "eval":
-                late = row.get("version", row.get("step", 0)) > step
-            else:
-                late = row.get("step", -1) >= step
-            if not late:
+            evaluated, batch = row.get("version", row.get("step", 0)), row.get("step", -1)
+            if (evaluated <= step) if row.get("kind") == "eval" else (batch < step):
                 kept.append(json.dumps(plain(row), allow_nan=False) + "\n")
         write_atomic(self.metrics, "".join(kept))
 
