@@ -45,6 +45,9 @@ GIBBERISH = (
 )
 """Texts that answer nothing: none may score above 0, none may raise."""
 
+TOLERATED_SHARE = 0.1
+"""Share of tasks whose own answer may fail: public data sets hold a few wrong rows."""
+
 GUESSES = ("0", "1", "-1", "nan", "inf", "True", "False", "None", "yes", "no", "A", "B", "north", "look")
 """Short guesses that may be right now and then, but not for half of the tasks."""
 
@@ -86,7 +89,8 @@ async def check_env(
 
     samples: tasks enumerated per split. graded: tasks on which answers are played. seed: which of them.
     Returns a JSON-able dict: name, args, ok, checks [{name, ok, detail}], tasks {split: number seen}, seconds_per_grade
-    {median, max}, seconds, and whatever the environment's `extra_checks` adds. Raises ValueError if it cannot be made.
+    {median, max} (of good answers), seconds, and whatever the environment's `extra_checks` adds. Raises ValueError if
+    the environment cannot be made.
     """
     began = time.perf_counter()
     env = registry.make(name, args)
@@ -100,7 +104,7 @@ async def check_env(
     finally:
         await env.close()
     checks = [check.as_dict() for check in suite.checks] + list(extra.pop("checks", []))
-    times = suite.grade_seconds
+    times = suite.answer_seconds
     return {
         "name": name,
         "args": dict(args or {}),
@@ -122,7 +126,8 @@ class _Suite:
         self.rng = random.Random(seed)
         self.checks: list[Check] = []
         self.splits: dict[str, list[Task]] = {}
-        self.grade_seconds: list[float] = []
+        self.step_seconds: list[float] = []
+        self.answer_seconds: list[float] = []
 
     async def run(self) -> None:
         await self._check("tasks: every split yields well-formed tasks", self._tasks_well_formed)
@@ -140,9 +145,11 @@ class _Suite:
         await self._check("grades: junk scores nothing", self._junk)
         await self._check("grades: no constant guess solves half of the tasks", self._guesses)
         await self._check("grades: a good answer still scores full marks after hostile text", self._good_answers)
-        if self.grade_seconds:
-            detail = f"median {statistics.median(self.grade_seconds):.4f} s, longest {max(self.grade_seconds):.3f} s"
-            self.checks.append(Check("grades: no step takes more than 30 s", max(self.grade_seconds) <= 30.0, detail))
+        if self.step_seconds:
+            longest = max(self.step_seconds)
+            self.checks.append(
+                Check("grades: no step takes more than 30 s", longest <= 30.0, f"longest {longest:.3f} s")
+            )
 
     async def _check(self, name: str, probe: Callable[[], Awaitable[str] | str]) -> None:
         try:
@@ -235,7 +242,7 @@ class _Suite:
         for turn in range(env.max_turns):
             began = time.perf_counter()
             step = await env.step(actions[min(turn, len(actions) - 1)])
-            self.grade_seconds.append(time.perf_counter() - began)
+            self.step_seconds.append(time.perf_counter() - began)
             _well_formed_step(step, task)
             observations.append(step.observation)
             rewards.append(float(step.reward))
@@ -290,18 +297,22 @@ class _Suite:
         return [task.answer] if self.env.max_turns == 1 and task.answer is not None else None
 
     async def _good_answers(self) -> str:
-        tried = 0
+        tried, faults = 0, []
         for task in self._some(self.graded):
             actions = self._solution(task)
             if actions is None:
                 continue
             tried += 1
+            began = time.perf_counter()
             episode = await self._play(task, actions)
+            self.answer_seconds.append((time.perf_counter() - began) / len(episode.rewards))
             if not episode.solved:
-                raise _FaultError(f"task {task.id!r}: its own answer scores {episode.total:g}, which does not solve it")
+                faults.append(f"task {task.id!r}: its own answer scores {episode.total:g}, which does not solve it")
         if not tried:
             return "not asked: no task carries an answer (nor has the environment a method solution(task))"
-        return f"{tried} tasks"
+        if len(faults) > TOLERATED_SHARE * tried:
+            raise _FaultError(f"{tried - len(faults)} of {tried} tasks; {faults[0]}")
+        return f"{tried - len(faults)} of {tried} tasks" + (f"; {faults[0]}" if faults else "")
 
     async def _junk(self) -> str:
         tasks = self._some(max(2, self.graded // 3))
