@@ -19,31 +19,23 @@ import logging
 import os
 import queue
 import select
-import signal
 import socket
-import subprocess
-import tempfile
 import threading
-import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from envs.base import InfraError
 from envs.coding import jail, protocol, work, zygote
 from envs.coding.free_names import free_names
 from envs.coding.jail import SandboxUnavailable
+from envs.coding.slot import GRACE_SECONDS, Broken, Slot, Zygote, pump
 
 __all__ = ["Call", "CallResult", "Limits", "SandboxPool", "SandboxUnavailable", "require_sandbox"]
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-
-_START_SECONDS = 60.0
-_GRACE_SECONDS = 10.0
-_ATTEMPTS = 3
 
 
 @dataclass(frozen=True)
@@ -82,190 +74,9 @@ class CallResult:
     work: int | None = None
 
 
-class _Broken(Exception):
-    """The zygote failed: restart it and try again."""
-
-
-class _Status(NamedTuple):
-    cause: bytes
-    code: int
-    cpu: float
-    work: int
-
-    def verdict(self, cpu_limit: float) -> str:
-        """The error of a child that ended before it answered. Raises _Broken where that cannot be its own doing."""
-        if self.cause == zygote.TIMED_OUT:
-            return "timeout"
-        if self.cause == zygote.STOPPED:
-            return "result too large"
-        if os.WIFSIGNALED(self.code) and os.WTERMSIG(self.code) == signal.SIGKILL:
-            if self.cpu >= cpu_limit:
-                return "timeout"
-            # A child cannot send signals, so somebody outside killed it.
-            raise _Broken("the child was killed from outside")
-        return "killed"
-
-
-class _Zygote:
-    """One warm interpreter, in the sandbox or (unsafe_local) as a plain subprocess."""
-
-    def __init__(self, slot: int, unsafe_local: bool, counting: bool = False) -> None:
-        self.method = work.method() if counting else ""
-        self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.errors = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the zygote)
-        self._log, log_end = os.pipe()
-        os.set_blocking(self._log, False)
-        with theirs, ExitStack() as after_start:
-            after_start.callback(os.close, log_end)
-            inherited = [theirs.fileno()]
-            filter_fd = -1
-            tracer = work.tracer_command(self.method, log_end)
-            if tracer:
-                inherited.append(log_end)
-            uid = -1 if unsafe_local else jail.slot_uid(slot)
-            if not unsafe_local:
-                filter_fd = after_start.enter_context(jail.filter_file(writable_opens=bool(tracer))).fileno()
-                inherited.append(filter_fd)
-            folder = os.path.dirname(os.path.abspath(__file__)) if unsafe_local else jail.HARNESS
-            arguments = [str(theirs.fileno()), str(filter_fd), str(uid), work.counter_argument(self.method)]
-            command = [*tracer, jail.interpreter(), *jail.PYTHON_FLAGS, f"{folder}/zygote.py", *arguments]
-            if not unsafe_local:
-                command = jail.jail_command(command, slot, own_uid=uid >= 0, tracer=bool(tracer))
-            self.process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=self.errors,
-                pass_fds=inherited,
-                env=jail.environment(),
-                cwd="/",
-            )
-        self.control.settimeout(_START_SECONDS)
-        try:
-            ready = self.control.recv(1) == zygote.READY
-        except OSError:
-            ready = False
-        if not ready:
-            reason = self.last_words()
-            self.close()
-            raise _Broken(f"zygote did not start: {reason}")
-
-    def start(self, job: bytes, fds: list[int]) -> None:
-        try:
-            socket.send_fds(self.control, [job], fds)
-        except OSError as error:
-            raise _Broken(f"zygote is gone: {error}") from None
-
-    def status(self) -> _Status:
-        packet = self.control.recv(zygote.STATUS.size)
-        if len(packet) < zygote.STATUS.size:
-            raise _Broken(f"zygote ended during a job {self.last_words()}".strip())
-        status = _Status(*zygote.STATUS.unpack(packet))
-        if status.cause == zygote.NO_FORK:
-            raise _Broken("zygote could not fork")
-        return status
-
-    def last_words(self) -> str:
-        self.errors.seek(0)
-        return (self.errors.read(4000)[-2000:] + self.read_log()[-2000:]).decode(errors="replace").strip()
-
-    def read_log(self) -> bytes:
-        """What valgrind wrote since the last call."""
-        parts = []
-        while True:
-            try:
-                part = os.read(self._log, 1 << 16)
-            except BlockingIOError:
-                break
-            if not part:
-                break
-            parts.append(part)
-        return b"".join(parts)
-
-    def close(self) -> None:
-        self.control.close()
-        self.process.kill()
-        self.process.wait()
-        self.errors.close()
-        os.close(self._log)
-
-
-def _pump(status_of: _Zygote, channel: socket.socket, outgoing: bytes, room: int, wall: float) -> tuple[bytes, _Status]:
-    """Write `outgoing`, read until the child has ended; returns what it wrote and how it ended.
-
-    A child that writes more than `room` bytes is stopped. Raises _Broken if the zygote fails.
-    """
-    channel.setblocking(False)
-    received = bytearray()
-    status: _Status | None = None
-    stopped = False
-    deadline = time.monotonic() + wall + _GRACE_SECONDS
-    poller = select.poll()
-    poller.register(status_of.control, select.POLLIN)
-    view = memoryview(outgoing)
-    view = view[_send(channel, view) :]
-    patient = not view
-    if patient:
-        channel.shutdown(socket.SHUT_WR)
-    else:
-        poller.register(channel, select.POLLIN | select.POLLOUT)
-    while status is None:
-        left = deadline - time.monotonic()
-        if left <= 0:
-            raise _Broken("zygote did not report in time")
-        # Most children end within milliseconds; waking for each of their writes would only cost time.
-        ready = dict(poller.poll(5 if patient else left * 1000))
-        if patient and not ready:
-            poller.register(channel, select.POLLIN)
-            patient = False
-            continue
-        events = ready.get(channel.fileno(), 0)
-        if events & select.POLLOUT and view:
-            view = view[_send(channel, view) :]
-            if not view:
-                channel.shutdown(socket.SHUT_WR)
-                poller.modify(channel, select.POLLIN)
-        if events & (select.POLLIN | select.POLLHUP | select.POLLERR):
-            if not _receive(channel, received):
-                poller.unregister(channel)
-            elif len(received) > room and not stopped:
-                stopped = True
-                poller.unregister(channel)
-                status_of.start(b"stop", [])
-        if status_of.control.fileno() in ready:
-            status = status_of.status()
-    while not stopped and len(received) <= room and _receive(channel, received):
-        pass
-    if len(received) > room:
-        status = status._replace(cause=zygote.STOPPED)
-    return bytes(received), status
-
-
-def _send(channel: socket.socket, view: memoryview) -> int:
-    try:
-        return channel.send(view) if view else 0
-    except BlockingIOError:
-        return 0
-    except OSError:
-        return len(view)  # the child has ended; its status says how
-
-
-def _receive(channel: socket.socket, into: bytearray) -> bool:
-    """Read once; False at the end of the stream."""
-    try:
-        data = channel.recv(1 << 18)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    into += data
-    return bool(data)
-
-
-def _outcomes(data: bytes) -> list[tuple[str, Any]]:
-    """The complete frames in what a child wrote, each decoded to (kind, content)."""
+def _outcomes(data: bytes, at: int = len(zygote.READY)) -> list[tuple[str, Any]]:
+    """The complete frames from `at` in what a child wrote, each decoded to (kind, content)."""
     found: list[tuple[str, Any]] = []
-    at = len(zygote.READY)
     while at + protocol.HEADER.size <= len(data):
         (size,) = protocol.HEADER.unpack_from(data, at)
         at += protocol.HEADER.size
@@ -284,54 +95,13 @@ def _outcomes(data: bytes) -> list[tuple[str, Any]]:
     return found
 
 
-class _Slot(threading.Thread):
-    """A thread with its own zygotes; takes one job after another from the pool's queue."""
-
-    def __init__(self, number: int, jobs: queue.SimpleQueue[Any], unsafe_local: bool) -> None:
-        super().__init__(name=f"sandbox-{number}", daemon=True)
-        self.number, self.jobs, self.unsafe_local = number, jobs, unsafe_local
-        self.zygotes: dict[str, _Zygote] = {}
-
-    def run(self) -> None:
-        while (item := self.jobs.get()) is not None:
-            job, future = item
-            if not future.set_running_or_notify_cancel():
-                continue
-            try:
-                future.set_result(self._retry(job))
-            except BaseException as error:
-                future.set_exception(error)
-        self.discard()
-
-    def _retry(self, job: Callable[[_Slot], T]) -> T:
-        reasons = []
-        for _ in range(_ATTEMPTS):
-            try:
-                return job(self)
-            except (_Broken, OSError) as error:
-                log.warning("sandbox slot %d restarts: %s", self.number, error)
-                reasons.append(str(error))
-                self.discard()
-        raise InfraError(f"sandbox slot {self.number} failed {_ATTEMPTS} times: {reasons[-1]}")
-
-    def zygote(self, role: str) -> _Zygote:
-        if role not in self.zygotes:
-            number = 3 * self.number + ("candidate", "tests", "work").index(role)
-            self.zygotes[role] = _Zygote(number, self.unsafe_local, counting=role == "work")
-        return self.zygotes[role]
-
-    def discard(self) -> None:
-        while self.zygotes:
-            self.zygotes.popitem()[1].close()
-
-
 def _job(kind: bytes, counting: int, limits: Limits) -> bytes:
     return zygote.JOB.pack(
         kind, counting, limits.wall_seconds, limits.cpu_seconds, limits.memory_mb << 20, limits.output_bytes
     )
 
 
-def _run_calls(slot: _Slot, payload: bytes, count: int, limits: Limits, measure: bool) -> list[CallResult]:
+def _run_calls(slot: Slot, payload: bytes, count: int, limits: Limits, measure: bool) -> list[CallResult]:
     runner = slot.zygote("work" if measure else "candidate")
     counting = zygote.COUNT_NOTHING
     if measure:
@@ -342,10 +112,13 @@ def _run_calls(slot: _Slot, payload: bytes, count: int, limits: Limits, measure:
         with theirs:
             runner.start(_job(b"C", counting, limits), [theirs.fileno()])
         room = count * (limits.output_bytes + 64) + 4096
-        data, status = _pump(runner, ours, payload, room, limits.wall_seconds)
+        data, status = pump(runner, ours, payload, room, limits.wall_seconds)
     if data[:1] != zygote.READY:
-        raise _Broken(f"child ended before it was ready (wait status {status.code})")
-    outcomes = _outcomes(data)[:count]
+        raise Broken(f"child ended before it was ready (wait status {status.code})")
+    begun = measure and data[1:2] == zygote.READY
+    outcomes = _outcomes(data, 2 if begun else 1)[:count]
+    if measure and not begun and not outcomes and os.WIFEXITED(status.code):
+        raise Broken("counting did not begin")
     if outcomes and outcomes[0][0] == "i":
         return [CallResult(False, error=outcomes[0][1])] * count
     results = [
@@ -361,7 +134,7 @@ def _run_calls(slot: _Slot, payload: bytes, count: int, limits: Limits, measure:
     return results
 
 
-def _run_tests(slot: _Slot, source: bytes, tests: bytes, limits: Limits) -> CallResult:
+def _run_tests(slot: Slot, source: bytes, tests: bytes, limits: Limits) -> CallResult:
     candidate, tester = slot.zygote("candidate"), slot.zygote("tests")
     ours, theirs = socket.socketpair()
     # The candidate answers calls on a link whose other end the tests' child inherits; only the source comes from us.
@@ -377,13 +150,13 @@ def _run_tests(slot: _Slot, source: bytes, tests: bytes, limits: Limits) -> Call
                 pass  # the candidate's child has ended; its status says how
             tests_end.setblocking(True)
             tester.start(_job(b"T", zygote.COUNT_NOTHING, limits), [theirs.fileno(), tests_end.fileno()])
-        data, status = _pump(tester, ours, tests, 1 << 16, limits.wall_seconds)
+        data, status = pump(tester, ours, tests, 1 << 16, limits.wall_seconds)
     # With the tests' child gone the candidate's reads the end of its stream and leaves, or its own limits end it.
-    if not select.select([candidate.control], [], [], limits.wall_seconds + _GRACE_SECONDS)[0]:
-        raise _Broken("zygote did not report in time")
+    if not select.select([candidate.control], [], [], limits.wall_seconds + GRACE_SECONDS)[0]:
+        raise Broken("zygote did not report in time")
     candidate_status = candidate.status()
     if data[:1] != zygote.READY:
-        raise _Broken(f"child ended before it was ready (wait status {status.code})")
+        raise Broken(f"child ended before it was ready (wait status {status.code})")
     outcomes = _outcomes(data)
     if not outcomes:
         return CallResult(False, error=status.verdict(limits.cpu_seconds))
@@ -391,7 +164,7 @@ def _run_tests(slot: _Slot, source: bytes, tests: bytes, limits: Limits) -> Call
     if kind == "v":
         return CallResult(True)
     if kind == "g" and content == "not ready":
-        raise _Broken("the candidate's child ended before it was ready")
+        raise Broken("the candidate's child ended before it was ready")
     if kind == "g" and content == "the candidate's process ended":
         return CallResult(False, error=candidate_status.verdict(limits.cpu_seconds))
     return CallResult(False, error=content)
@@ -415,7 +188,7 @@ class SandboxPool:
             require_sandbox()
         self.unsafe_local = unsafe_local
         self._jobs: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._slots = [_Slot(n, self._jobs, unsafe_local) for n in range(workers or len(os.sched_getaffinity(0)))]
+        self._slots = [Slot(n, self._jobs, unsafe_local) for n in range(workers or len(os.sched_getaffinity(0)))]
         for slot in self._slots:
             slot.start()
         self._closed = False
@@ -439,7 +212,7 @@ class SandboxPool:
                 atexit.register(pool.close_now)
             return pool
 
-    async def _submit(self, job: Callable[[_Slot], T]) -> T:
+    async def _submit(self, job: Callable[[Slot], T]) -> T:
         if self._closed:
             raise InfraError("the sandbox pool is closed")
         future: concurrent.futures.Future[T] = concurrent.futures.Future()
@@ -503,7 +276,7 @@ class SandboxPool:
             for _ in self._slots:
                 self._jobs.put(None)
             for slot in self._slots:
-                slot.join(timeout=_GRACE_SECONDS)
+                slot.join(timeout=GRACE_SECONDS)
 
 
 _working: list[bool] = []
@@ -514,7 +287,7 @@ def require_sandbox() -> None:
     if _working:
         return
     try:
-        _Zygote(63, unsafe_local=False).close()
-    except (_Broken, OSError) as error:
+        Zygote(63, unsafe_local=False).close()
+    except (Broken, OSError) as error:
         raise jail.unavailable(str(error)) from None
     _working.append(True)

@@ -31,7 +31,7 @@ EVENTS = {"instructions": "0:1", "page-faults": "1:2"}
 """Perf events by name, as "type:number". Only the first is a measure of work; the second exists on every machine and
 lets tests drive the same code."""
 
-_SLOWDOWN = 25.0
+_SLOWDOWN = 20.0
 _EXTRA_MB = 512
 # Cachegrind runs about 1e8 to 1e9 of the program's instructions a second; a forged count would show fewer.
 _LEAST_RATE = 2e7
@@ -103,7 +103,7 @@ def scaled(limits: Limits, name: str) -> Limits:
         return limits
     return type(limits)(
         cpu_seconds=limits.cpu_seconds * _SLOWDOWN,
-        wall_seconds=limits.wall_seconds * _SLOWDOWN,
+        wall_seconds=limits.wall_seconds + limits.cpu_seconds * (_SLOWDOWN - 1),
         memory_mb=limits.memory_mb + _EXTRA_MB,
         output_bytes=limits.output_bytes,
     )

@@ -38,7 +38,8 @@ STATUS = struct.Struct("=cidq")
 EXITED, TIMED_OUT, STOPPED, NO_FORK = b"X", b"T", b"S", b"N"
 COUNT_NOTHING, COUNT_PERF, COUNT_FORK = 0, 1, 2
 READY = b"R"
-"""The child's first byte: the sandbox is up; whatever happens from here on is the candidate's doing."""
+"""The child's first byte: the sandbox is up; whatever happens from here on is the candidate's doing. A child whose work
+is counted writes it again when counting has begun, between which two only its source is compiled."""
 
 _PRELOAD = """
     array bisect cmath collections collections.abc contextlib copy dataclasses datetime decimal enum fractions functools
@@ -95,11 +96,15 @@ def describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {message[:400]}".encode("utf-8", "replace").decode()
 
 
-def load(source: str, name: str = "candidate") -> types.ModuleType:
-    """Execute `source` as a module of its own; classes and dataclasses in it need it to be in sys.modules."""
+def compiled(source_frame: bytes) -> types.CodeType:
+    return compile(protocol.loads(source_frame), "<candidate>", "exec", dont_inherit=True)
+
+
+def load(code: types.CodeType, name: str = "candidate") -> types.ModuleType:
+    """Execute a module of its own; classes and dataclasses in it need it to be in sys.modules."""
     module = types.ModuleType(name)
     sys.modules[name] = module
-    exec(compile(source, f"<{name}>", "exec", dont_inherit=True), module.__dict__)
+    exec(code, module.__dict__)
     return module
 
 
@@ -121,26 +126,35 @@ def answer(module: types.ModuleType, request: bytes, limit: int) -> bytes:
         return protocol.dumps(["e", describe(error)])
 
 
-def serve_candidate(wire: _Wire, limit: int, begin: Callable[[], None], measured: bool) -> None:
-    """Load the source in the first frame, then answer every further frame, which is a call."""
-    if measured:
-        # All input is taken in before counting begins, so that only the candidate's own work counts.
-        source_frame, *requests = wire.frames()
-        begin()
-        following = iter(requests)
-    else:
-        begin()
-        source_frame = wire.read() or b'""'
-        following = iter(wire.read, None)
+def serve_candidate(wire: _Wire, limit: int, begin: Callable[[], None] | None) -> None:
+    """Load the source in the first frame, then answer every further frame, which is a call.
+
+    begin: called where counting begins. All input is taken in and the source compiled before that, so that only the
+    candidate's own work counts.
+    """
+    source_frame, requests = wire.read() or b"", iter(wire.read, None)
+    if begin is not None:
+        requests = iter(list(requests))
     try:
-        module = load(protocol.loads(source_frame))
+        code = compiled(source_frame)
     except BaseException as error:
-        reason = describe(error)
-        text = reason if reason == "memory" else f"import failed: {reason}"
-        wire.write(protocol.frame(protocol.dumps(["i", text])))
+        refuse(wire, error)
         return
-    for request in following:
+    if begin is not None:
+        begin()
+    try:
+        module = load(code)
+    except BaseException as error:
+        refuse(wire, error)
+        return
+    for request in requests:
         wire.write(protocol.frame(answer(module, request, limit)))
+
+
+def refuse(wire: _Wire, error: BaseException) -> None:
+    """Report that the program does not load."""
+    reason = describe(error)
+    wire.write(protocol.frame(protocol.dumps(["i", reason if reason == "memory" else f"import failed: {reason}"])))
 
 
 # ------------------------------------------------------------------------------------------------------ the tests' child
@@ -215,26 +229,29 @@ def child(fds: list[int], job: tuple[Any, ...], enter: Callable[[], None], gate:
         resource.setrlimit(resource.RLIMIT_CPU, (int(cpu) + 1, int(cpu) + 1))
         resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
         wire = _Wire(fds[0])
-        if kind == b"T":
+        if counting != COUNT_FORK:
             enter()
-            wire.write(READY)
+        wire.write(READY)
+        if kind == b"T":
             serve_tests(wire, _Wire(fds[1]), limit)
+        elif counting == COUNT_NOTHING:
+            serve_candidate(wire, limit, None)
         else:
 
             def begin() -> None:
-                if counting == COUNT_FORK and os.fork() == 0:
-                    # This twin ends where the candidate begins: its instruction count is the one to subtract.
-                    os._exit(0)
-                if counting == COUNT_FORK:
-                    os.wait()
-                enter()
-                wire.write(READY)
                 if counting == COUNT_PERF:
                     os.write(gate, b"?")
                     os.read(gate, 1)
                     os.close(gate)
+                elif os.fork() == 0:
+                    # This twin ends where the candidate begins: its instruction count is the one to subtract.
+                    os._exit(0)
+                else:
+                    os.wait()
+                    enter()
+                wire.write(READY)
 
-            serve_candidate(wire, limit, begin, counting != COUNT_NOTHING)
+            serve_candidate(wire, limit, begin)
         status = 0
     finally:
         os._exit(status)
@@ -355,6 +372,7 @@ def watch(
         if control.fileno() in ready:
             # A packet without descriptors means stop; a closed channel means the trusted process is gone.
             if not control.recv(64):
+                os.kill(pid, signal.SIGKILL)
                 os._exit(0)
             cause = STOPPED
         else:
@@ -392,6 +410,8 @@ def serve(control: socket.socket, enter: Callable[[], None], event: tuple[int, .
             pid = -1
         if pid == 0:
             control.close()
+            if gate:
+                gate.close()
             child(fds, job, enter, child_gate.detach() if child_gate else -1)
         for fd in fds:
             os.close(fd)
@@ -430,7 +450,7 @@ def rehearse() -> None:
         for _ in range(16):
             ours.sendall(b"".join(map(protocol.frame, frames)))
             wire = _Wire(theirs.fileno())
-            module = load(protocol.loads(wire.read() or b""))
+            module = load(compiled(wire.read() or b""))
             for _ in range(3):
                 wire.write(protocol.frame(answer(module, wire.read() or b"", 1 << 20)))
             ours.recv(1 << 16)
