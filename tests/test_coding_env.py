@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import pytest
 
 from envs.base import Grade, Task
-from envs.coding import procedural
+from envs.coding import attacks, procedural
 from envs.coding.compare import Rule
 from envs.coding.env import CodingEnv
 from envs.coding.grader import extract_code
@@ -139,6 +139,22 @@ def test_humaneval_candidates_may_lean_on_the_prompts_imports_and_helpers() -> N
     )
     a_task = task([[[1, 2]], {}, 4], prelude=prelude)
     assert grade(a_task, "def f(xs: List[int]) -> int:\n    return helper(sum(xs))").value == 1.0
+
+
+def test_attacks_graded_side_by_side_score_nothing_and_disturb_nobody() -> None:
+    env = CodingEnv(cpu_seconds=0.3, wall_seconds=1.0, memory_mb=128)
+    asked = task([[1], {}, 2], [[41], {}, 42], entry_point="solve")
+
+    async def play() -> tuple[list[Grade], list[Grade]]:
+        chosen = attacks.ATTACKS[1::3]
+        hostile = [env.grade(asked, f"```python\n{attack.source}\n```") for attack in chosen]
+        honest = [env.grade(INCREMENT, "def f(x): return x + 1") for _ in chosen]
+        grades = await asyncio.gather(*hostile, *honest)
+        return grades[: len(chosen)], grades[len(chosen) :]
+
+    hostile, honest = run(play())
+    assert [grade.value for grade in hostile] == [0.0] * len(hostile)
+    assert all(grade.solved for grade in honest)
 
 
 def test_many_at_once_from_several_event_loops() -> None:

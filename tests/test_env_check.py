@@ -8,12 +8,14 @@ import json
 import sys
 import types
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from envs.base import Env, Grade, Observation, SingleTurnEnv, Step, Task
 from envs.check import check_env
+from envs.coding import attacks
 
 SPLITS = ("train", "test")
 
@@ -219,3 +221,36 @@ def test_arguments_reach_the_environment_and_wrong_ones_are_refused(module: str)
     assert check(module, "Sums", most=14)["tasks"] == {"train": 8, "test": 8}
     with pytest.raises(ValueError, match="did you mean 'most'"):
         check(module, "Sums", mots=3)
+
+
+def test_the_coding_environment_is_audited_with_gold_solutions_and_attacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = {
+        "right": "def f(x):\n    return x + 1",
+        "wrong": "def f(x):\n    return x",
+        "slow": "import time\ndef f(x):\n    end = time.process_time() + 0.6\n    while time.process_time() < end: pass\n"
+        "    return x + 1",
+    }
+    rows = [
+        {"id": name, "prompt": f"Add one, {name}.", "entry_point": "f", "cases": [[[1], {}, 2]], "solution": source}
+        for name, source in sources.items()
+    ]
+    (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    monkeypatch.setattr(attacks, "ATTACKS", attacks.ATTACKS[::12])  # a sample; tests/test_sandbox_attacks.py runs all
+    report = asyncio.run(check_env("coding", {"tasks": str(tmp_path / "own.jsonl"), "cpu_seconds": 0.3}))
+    assert (report["gold_passed"], report["gold_total"], report["gold_slow"]) == (1, 3, ["slow"])
+    assert [failure["id"] for failure in report["gold_failed"]] == ["wrong", "slow"]
+    assert "returned 1, expected 2" in report["gold_failed"][0]["note"]
+    assert report["programs_per_second"] > 0
+    assert len(report["attacks"]) == len(attacks.ATTACKS)
+    assert all(a["contained"] and a["score"] == 0 and a["healthy_after"] for a in report["attacks"])
+    assert "gold: reference solutions pass their own tests" in failed(report)
+    assert not any("attacks" in name or "junk" in name for name in failed(report))
+
+
+def test_the_generated_coding_tasks_pass_the_whole_suite(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attacks, "ATTACKS", attacks.ATTACKS[:2])
+    report = asyncio.run(check_env("coding", {"size": 20}, samples=20))
+    assert failed(report) == []
+    assert report["gold_passed"] == report["gold_total"] == 60

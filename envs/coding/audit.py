@@ -50,7 +50,7 @@ async def audit(env: CodingEnv, samples: int) -> dict[str, Any]:
     slow = [
         task.id for task, grade in zip(patient, await _grade_all(env, patient, PATIENCE), strict=True) if grade.solved
     ]
-    reports = [asdict(report) for report in await run_attacks(env.pool)]
+    reports = [] if env.unsafe_local else [asdict(report) for report in await run_attacks(env.pool)]
     bad = [r["name"] for r in reports if not r["contained"] or r["score"] != 0 or not r["healthy_after"]]
     detail = f"{passed} of {len(gold)}"
     if failed:
@@ -66,8 +66,10 @@ async def audit(env: CodingEnv, samples: int) -> dict[str, Any]:
         },
         {
             "name": "attacks: every attack is contained, scores 0 and leaves the grader healthy",
-            "ok": not bad,
-            "detail": f"{len(reports) - len(bad)} of {len(reports)}" + (f"; not: {', '.join(bad)}" if bad else ""),
+            "ok": not bad and not env.unsafe_local,
+            "detail": "not run: with unsafe_local nothing contains them"
+            if env.unsafe_local
+            else f"{len(reports) - len(bad)} of {len(reports)}" + (f"; not: {', '.join(bad)}" if bad else ""),
         },
     ]
     return {
