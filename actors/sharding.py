@@ -13,13 +13,16 @@ def shard(model: RoleModel) -> None:
 
     The learner divides by global denominators itself, so an average would be wrong by the number of ranks.
     """
-    from torch.distributed.fsdp import FSDPModule, fully_shard
+    from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
     mesh = init_device_mesh(device, (dist.get_world_size(),))
     for layer in model.base.model.layers:
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh)
+    # the learner calls these, not forward(): each must gather the root's weights (embedding, norm, lm_head) first
+    for method in ("hidden", "logits", "value"):
+        register_fsdp_forward_method(model, method)
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)

@@ -198,12 +198,12 @@ class Updater:
         mine = [rows[i] for i in order[self.rank :: self.world]]
         finite = True
         plans = plan_microbatches([len(row.view) for row in mine], self.token_budget)
+        # sharded layers communicate in every pass, so all ranks must make equally many
+        passes = max(_all_gather(len(plans))) if self.sharded else len(plans)
         for plan in plans:
             finite &= self._micro(role, [mine[i] for i in plan], denominators, totals, gap_version)
-        if self.sharded and rows:
-            # sharded layers communicate in every pass: all ranks must make equally many
-            for _ in range(max(_all_gather(len(plans))) - len(plans)):
-                self._idle_pass(role, rows[order[0]])
+        for _ in range(passes - len(plans)):
+            self._idle_pass(role, rows[order[0]])
         if self.world > 1 and not self.sharded:
             for parameter in self.models[role].parameters():
                 if parameter.requires_grad:

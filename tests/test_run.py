@@ -1,0 +1,181 @@
+"""Whole runs through the command line, on real vLLM, Ray and Ray Train: reproducible, resumable, extensible."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def config(folder: Path, **more: Any) -> dict[str, Any]:
+    base: dict[str, Any] = {
+        "name": "test",
+        "model": {"path": str(folder), "max_length": 320},
+        "sampling": {"max_tokens": 24},
+        "train": {"steps": 6, "batch_groups": 3, "checkpoint_every": 2},
+        "eval": {"every": 3, "tasks": 4},
+        "algorithm": {"name": "rlvr", "group_size": 3},
+        "log": {"traces_every": 2},
+    }
+    for key, value in more.items():
+        base[key] = {**base.get(key, {}), **value} if isinstance(value, dict) else value
+    return base
+
+
+def write(tmp_path: Path, content: dict[str, Any]) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def start(*words: str, cwd: Path = ROOT) -> subprocess.Popen[str]:
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [sys.executable, "-m", "posterior", *words, "--json"],
+        cwd=cwd,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def result(process: subprocess.Popen[str], code: int = 0) -> dict[str, Any]:
+    out, err = process.communicate(timeout=400)
+    assert process.returncode == code, err[-4000:]
+    return json.loads(out)
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl without what a clock wrote."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {k: v for k, v in line.items() if not k.startswith("time/") and k not in ("seconds", "tokens/per_second")}
+        for line in lines
+    ]
+
+
+def wait_for_step(run: Path, step: int, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and process.poll() is None:
+        if (run / "metrics.jsonl").exists() and any(
+            row.get("step", -1) >= step for row in rows(run) if row["kind"] == "train"
+        ):
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"step {step} was not reached")
+
+
+REWARD_ENV = "reward_length:ByLength"
+BY_LENGTH = '''
+from envs.base import Grade, SingleTurnEnv, Task
+
+class ByLength(SingleTurnEnv):
+    """A dense reward that a random model varies in, so that training moves the weights."""
+    def tasks(self, split):
+        return [Task(id=f"{split}{i}", prompt=f"{split} {i}") for i in range(50)]
+    def grade(self, task, text):
+        return Grade(value=text.count("e") / 10 + len(text) / 1000)
+'''
+
+
+def test_a_seed_reproduces_a_run_and_a_stopped_run_continues_the_same_curve(
+    tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    (tmp_path / "reward_length.py").write_text(BY_LENGTH)
+    path = write(tmp_path, config(tiny_model(), env={"name": REWARD_ENV}))
+    whole = tmp_path / "whole"
+    done = result(start("train", str(path), "--out", str(whole), cwd=tmp_path))
+    assert done["status"] == "finished"
+    assert done["gap"]["max"] < 1e-4
+    assert (whole / "report.html").stat().st_size > 10_000
+
+    stopped = tmp_path / "stopped"
+    process = start("train", str(path), "--out", str(stopped), cwd=tmp_path)
+    wait_for_step(stopped, 0, process)
+    process.send_signal(signal.SIGINT)
+    half = result(process, code=130)
+    assert half["status"] == "interrupted"
+    assert 0 < half["steps"] < 6
+    before = rows(stopped)
+    assert before == rows(whole)[: len(before)]
+
+    resumed = result(start("resume", str(stopped), cwd=tmp_path))
+    assert resumed["status"] == "finished"
+    assert rows(stopped) == rows(whole)
+    train = [row for row in rows(whole) if row["kind"] == "train"]
+    assert [row["step"] for row in train] == list(range(6))
+    assert any(row["grad_norm/policy"] > 0 for row in train)
+    assert train[0]["policy/ratio"] == pytest.approx(1.0, abs=1e-4)
+    again = result(start("resume", str(stopped), cwd=tmp_path), code=1)
+    assert "is finished" in again["error"]
+
+
+def test_a_custom_environment_and_a_users_model_train_with_one_command(
+    tiny_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    done = result(
+        start(
+            "train",
+            str(ROOT / "tune_configs/my_env.yaml"),
+            f"model.path={tiny_model(tied=False, seed=3)}",
+            "train.steps=2",
+            "train.batch_groups=2",
+            "eval.tasks=4",
+            "sampling.max_tokens=16",
+            "--out",
+            str(out),
+            cwd=ROOT / "examples",
+        )
+    )
+    assert done["status"] == "finished"
+    assert done["final"]["test"]["n"] == 4
+
+
+def test_many_parts_at_once(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+    """Multi-turn episodes, staleness 1, a reference and old log-probs of the learner, two epochs of two mini-batches, two
+    data-parallel learners, LoRA, truncated sampling, and episodes that the machinery loses."""
+    path = write(
+        tmp_path,
+        config(
+            tiny_model(),
+            env={"name": "twenty_questions:Guess", "args": {"lose": 0}, "workers": 2},
+            sampling={"max_tokens": 12, "temperature": 0.9, "top_p": 0.95, "top_k": 50},
+            train={"steps": 3, "batch_groups": 2, "staleness": 1, "epochs": 2, "minibatches": 2},
+            algorithm={"kl_coef": 0.05, "old_logprobs": "learner", "tis_cap": 2.0},
+            resources={"learners": 2, "learner_cpus": 0.5},
+            model={"lora": {"rank": 4, "alpha": 8.0}},
+        ),
+    )
+    out = tmp_path / "run"
+    done = result(start("train", str(path), "--out", str(out), cwd=ROOT / "tests"))
+    assert done["status"] == "finished"
+    train = [row for row in rows(out) if row["kind"] == "train"]
+    assert [row["step"] for row in train] == [0, 1, 2]
+    assert all(row["staleness/max"] <= 1 for row in train)
+    assert all(row["gap/max"] < 1e-4 for row in train)
+    assert all(row["turns/mean"] == 3 for row in train)
+    assert all("policy/kl_reference" in row and "policy/tis_weight" in row for row in train)
+    lines = [json.loads(line) for line in (out / "traces/step_000000.jsonl").read_text().splitlines()]
+    trace = lines[0]["traces"][0]
+    assert set(trace["turn"]) == {0, 1, 2}
+    assert "higher" in "".join(trace["tokens"])
+
+
+def test_a_bug_in_the_environment_stops_the_run_with_its_name(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+    env = {"name": "twenty_questions:Guess", "args": {"crash": True}}
+    path = write(tmp_path, config(tiny_model(), env=env, eval={"every": 0}))
+    failed = result(start("train", str(path), "--out", str(tmp_path / "run"), cwd=ROOT / "tests"), code=1)
+    assert "twenty_questions:Guess raised KeyError in step" in failed["error"]
