@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from envs.base import Grade, SingleTurnEnv, Task
 from envs.coding import datasets, procedural
 from envs.coding.grader import grade_program
-from envs.coding.sandbox import Limits, SandboxPool
+from envs.coding.sandbox import Limits, SandboxPool, require_sandbox
 
 
 class CodingEnv(SingleTurnEnv):
@@ -98,6 +98,10 @@ class CodingEnv(SingleTurnEnv):
                 near = difflib.get_close_matches(name, known, n=1)
                 hint = f"; did you mean {near[0]!r}?" if near else f"; there are: {', '.join(known)}"
                 raise ValueError(f"coding: unknown option {name!r}{hint}")
+
+    def ready(self) -> None:
+        if not self.unsafe_local:
+            require_sandbox()
 
     def splits(self) -> Sequence[str]:
         """The generator's splits, or those of the file; "all" (not listed) holds every task of a file."""
