@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from envs.base import Grade, Task
 from envs.coding.attacks import run_attacks
 from envs.coding.grader import grade_program
-from envs.coding.sandbox import Call
 
 if TYPE_CHECKING:
     from envs.coding.env import CodingEnv
@@ -40,7 +39,8 @@ async def audit(env: CodingEnv, samples: int) -> dict[str, Any]:
     """
     tasks = _all_tasks(env, samples)
     gold = [task for task in tasks if task.meta.get("reference")]
-    await env.pool.run("def f(): pass", [Call("f")] * 2, fresh=True)  # start the workers before the clock
+    # Start every worker before the clock, for both kinds of tests.
+    await asyncio.gather(*(env.pool.run_tests("def f(): pass", "f()", "f") for _ in range(2 * env.pool.workers)))
     began = time.perf_counter()
     grades = await _grade_all(env, gold)
     seconds = time.perf_counter() - began
