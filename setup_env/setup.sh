@@ -23,6 +23,7 @@ die() {
 
 [ "$EXTRA" = cpu ] || [ "$EXTRA" = gpu ] || die "EXTRA must be cpu or gpu, not '$EXTRA'"
 
+# Whether $1 is a Python that Posterior runs on.
 suits() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null; }
 
 find_python() {
@@ -37,6 +38,10 @@ find_python() {
 
 loads() { "$1" -c 'import ctypes, sys; ctypes.CDLL(sys.argv[1])' "$2" 2>/dev/null; }
 
+has_headers() {
+    "$1" -c 'import os, sysconfig; os.stat(sysconfig.get_path("include") + "/Python.h")' 2>/dev/null
+}
+
 # Names of the Debian packages that are missing, one a line. $1: the interpreter, empty if none was found.
 missing_packages() {
     local python=$1
@@ -48,13 +53,10 @@ missing_packages() {
     fi
     command -v bwrap >/dev/null || echo bubblewrap # the sandbox of candidate programs
     loads "$python" libseccomp.so.2 || echo libseccomp2
-    # vLLM's CPU kernels link against libnuma; torch compiles a few of vLLM's sampling kernels at run time.
-    loads "$python" libnuma.so.1 || echo libnuma1
+    loads "$python" libnuma.so.1 || echo libnuma1 # vLLM's CPU kernels link against it
+    # torch compiles some of vLLM's sampling kernels at run time: a compiler and Python's headers.
     command -v g++ >/dev/null || echo g++
-    if [ "$EXTRA" = gpu ]; then # Triton compiles against Python's headers
-        "$python" -c 'import os, sysconfig as s; os.stat(s.get_path("include") + "/Python.h")' 2>/dev/null ||
-            echo python3-dev
-    fi
+    has_headers "$python" || echo python3-dev
     command -v chromium >/dev/null || echo chromium # the tests open the report in it
 }
 
@@ -62,7 +64,7 @@ install_packages() {
     local missing=("$@")
     [ ${#missing[@]} -gt 0 ] || return 0
     if [ "$(id -u)" != 0 ]; then
-        die "system packages are missing; run: sudo apt-get update && sudo apt-get install ${missing[*]}"
+        die "system packages are missing; run: sudo apt-get update && sudo apt-get install -y ${missing[*]}"
     fi
     command -v apt-get >/dev/null || die "this system has no apt-get; install by its own means: ${missing[*]}"
     apt-get update || die "apt-get update failed; check the network and the sources of apt"
@@ -82,6 +84,9 @@ install_torch_cpu() {
         "torch==$TORCH+cpu" || die "torch $TORCH+cpu is neither in pip's configured sources nor at $TORCH_CPU_INDEX"
 }
 
+if [ -n "${PYTHON:-}" ] && ! suits "$PYTHON"; then
+    die "PYTHON=$PYTHON is not a Python 3.11 or 3.12"
+fi
 started=$SECONDS
 say "1/4 system packages"
 python=$(find_python)

@@ -78,10 +78,10 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
 
 def doctor(args: argparse.Namespace) -> dict[str, Any]:
     words = run_words(args)
-    config = args.config
-    if isinstance(config, str):
-        config, words = None, [config, *words]
-    resolved = load(config, words)
+    if isinstance(args.config, str):  # a word in the configuration's place
+        resolved = load(None, [args.config, *words])
+    else:
+        resolved = load(args.config, words)
     from posterior.doctor import doctor as run
 
     result = run(resolved)
