@@ -1,0 +1,67 @@
+"""What every benchmark prints: one JSON object of measures with the conditions they were taken under."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import date
+from typing import Any
+
+
+@dataclass
+class Measure:
+    """One figure. baseline: what it is compared with; ratio: value / baseline; target: the bound it should meet.
+
+    met: filled from `target` (at least it, or at most it where `at_most`) unless given; None without a target.
+    """
+
+    name: str
+    value: float
+    unit: str = ""
+    baseline: float | None = None
+    target: float | None = None
+    at_most: bool = False
+    met: bool | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        out = asdict(self)
+        out["ratio"] = self.value / self.baseline if self.baseline else None
+        del out["at_most"]
+        if self.met is None and self.target is not None:
+            out["met"] = self.value <= self.target if self.at_most else self.value >= self.target
+        return out
+
+
+def main(
+    description: str | None, run: Callable[[argparse.Namespace], list[Measure]], *options: tuple[str, dict[str, Any]]
+) -> int:
+    """Parse --json and --quick (and `options`: argparse name and keywords), run, print. Exit code 0 also where a target is missed."""
+    from posterior.recorder import hardware, versions
+
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print one JSON object on standard output")
+    parser.add_argument("--quick", action="store_true", help="a small version, to see that it works")
+    for name, keywords in options:
+        parser.add_argument(name, **keywords)
+    args = parser.parse_args()
+    measures = [measure.as_json() for measure in run(args)]
+    report = {
+        "measures": measures,
+        "hardware": hardware(),
+        "threads": int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)),
+        "versions": versions(),
+        "date": date.today().isoformat(),
+        "command": " ".join([f"python -m {sys.modules['__main__'].__spec__.name}", *sys.argv[1:]]),  # type: ignore[union-attr]
+    }
+    if args.json:
+        print(json.dumps(report, indent=2))
+    else:
+        for m in measures:
+            target = "" if m["target"] is None else f"   target {m['target']:g}: {'met' if m['met'] else 'MISSED'}"
+            print(f"{m['name']:<44} {m['value']:>12.4g} {m['unit']}{target}")
+        print(f"{report['hardware']}; {report['date']}; {report['command']}")
+    return 0

@@ -1,0 +1,80 @@
+"""The main job over seeds, with its control: does held-out pass@1 rise, and only where the rewards mean something?
+
+    python -m benchmarks.main_job --json
+
+Runs tune_configs/demo.yaml for each seed, and once more with the rewards shuffled over each batch. --out keeps the run
+directories (and their reports).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import Measure, main
+
+ROOT = Path(__file__).resolve().parents[1]
+QUICK = ["train.steps=4", "train.batch_groups=2", "eval.tasks=8", "eval.every=4"]
+
+
+def train(out: Path, words: list[str]) -> dict[str, Any]:
+    """One run through the command line; its result.json."""
+    command = [
+        sys.executable,
+        "-m",
+        "posterior",
+        "train",
+        str(ROOT / "tune_configs/demo.yaml"),
+        *words,
+        "--out",
+        str(out),
+        "--json",
+    ]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+    result = json.loads(done.stdout)
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)}: {result.get('error')}")
+    return result
+
+
+def figures(name: str, result: dict[str, Any], control: bool) -> list[Measure]:
+    """Gain in points per split with its interval, and the time of the run."""
+    out = []
+    for split, gain in result["gain"].items():
+        before, after = result["baseline"][split], result["final"][split]
+        target = None if split != "test" else 5.0 if control else 20.0
+        points = 100 * gain["pass@1"]
+        out.append(Measure(f"{name}_{split}_gain", points, "points", target=target, at_most=control))
+        out += [Measure(f"{name}_{split}_gain_{end}", 100 * gain[end], "points") for end in ("low", "high")]
+        out.append(Measure(f"{name}_{split}_before", 100 * before["pass@1"], "%"))
+        out.append(Measure(f"{name}_{split}_after", 100 * after["pass@1"], "%"))
+    out.append(Measure(f"{name}_seconds", result["seconds"], "s", target=480.0, at_most=True))
+    out.append(Measure(f"{name}_gap_max", result["gap"]["max"], "nats", target=1e-4, at_most=True))
+    return out
+
+
+def run(args: argparse.Namespace) -> list[Measure]:
+    words = QUICK if args.quick else []
+    seeds = [0] if args.quick else args.seeds
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = args.out or Path(temporary)
+        measures: list[Measure] = []
+        gains = []
+        for seed in seeds:
+            result = train(folder / f"seed{seed}", [*words, f"seed={seed}"])
+            gains.append(100 * result["gain"]["test"]["pass@1"])
+            measures += figures(f"seed{seed}", result, control=False)
+        control = train(folder / "shuffled", [*words, "train.shuffle_rewards=true", "name=demo-shuffled"])
+        measures += figures("shuffled", control, control=True)
+        return [Measure("smallest_test_gain", min(gains), "points", target=20.0), *measures]
+
+
+if __name__ == "__main__":
+    seeds = ("--seeds", {"type": int, "nargs": "+", "default": [0, 1, 2], "help": "seeds of the runs (default 0 1 2)"})
+    out = ("--out", {"type": Path, "help": "keep the run directories here"})
+    raise SystemExit(main(__doc__, run, seeds, out))
