@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
-from ray.exceptions import RayActorError
+from ray.exceptions import RayActorError, RayTaskError
 
 from actors.env_worker import EnvInfo
 from actors.sampler import EngineDied, NotArmed
@@ -222,6 +222,13 @@ class EnvSession:
         except RayActorError as error:
             self._client.restarts += 1
             raise InfraError(f"environment worker {self._worker} died: {_cause(error)}") from error
+
+
+def unwrap(error: BaseException) -> BaseException:
+    """What was raised in an actor, without Ray's wrapping (whose text is a stack of tracebacks)."""
+    while isinstance(error, RayTaskError) and isinstance(error.cause, BaseException):
+        error = error.cause
+    return error
 
 
 def _cause(error: BaseException) -> str:

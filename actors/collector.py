@@ -13,14 +13,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from actors.buffer import TraceBuffer
-from actors.clients import EnvClient, SamplerClient
+from actors.clients import EnvClient, SamplerClient, unwrap
 from actors.rollout import Roller, grade_of, seed_of
 from actors.scorer import write_scores
 from actors.stats import summarise
@@ -55,6 +55,15 @@ class CollectorConfig:
     train_split: str
     reward_weight: float = 1.0
     trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Handles of the actors a collector works with. scorers: by frozen role."""
+
+    samplers: Sequence[Any]
+    envs: Sequence[Any]
+    scorers: Mapping[str, Any]
 
 
 @dataclass
@@ -102,25 +111,20 @@ class GroupActors:
 class Collector:
     """Build it with `ray.remote(Collector).options(max_concurrency=...)`.
 
-    make_algorithm: builds the method (the same as in the learner). scorers: handles of frozen roles.
+    make_algorithm: builds the method (the same as in the learner). `connect` must be called first; a restarted collector is
+    connected again by the learner's `start`.
     """
 
-    def __init__(
-        self,
-        config: CollectorConfig,
-        make_algorithm: Callable[[], Any],
-        samplers: Sequence[Any],
-        envs: Sequence[Any],
-        scorers: dict[str, Any] | None = None,
-        attempts: int = 4,
-    ) -> None:
+    samplers: SamplerClient
+    envs: EnvClient
+    scorers: dict[str, Any]
+
+    def __init__(self, config: CollectorConfig, make_algorithm: Callable[[], Any], attempts: int = 4) -> None:
         from models.loading import load_tokenizer
 
         self.config = config
         self.algorithm = make_algorithm()
-        self.samplers = SamplerClient(samplers, attempts, coalesce=config.staleness == 0)
-        self.envs = EnvClient(envs)
-        self.scorers = scorers or {}
+        self._attempts = attempts
         self.buffer = TraceBuffer(config.batch_groups, config.staleness)
         self._chat = ChatFormat(load_tokenizer(config.model_path, config.trust_remote_code))
         self._flops = _flop_model(config.model_path, config.trust_remote_code)
@@ -144,8 +148,18 @@ class Collector:
 
     # ---- the learner's side -----------------------------------------------------------------------------------------------
 
-    async def start(self, state: dict[str, Any] | None, arrays: dict[str, np.ndarray], version: int) -> None:
+    async def connect(self, neighbours: Neighbours) -> None:
+        """Meet the actors this one works with."""
+        self.samplers = SamplerClient(neighbours.samplers, self._attempts, coalesce=self.config.staleness == 0)
+        self.envs = EnvClient(neighbours.envs)
+        self.scorers = dict(neighbours.scorers)
+        self._roller = None
+
+    async def start(
+        self, neighbours: Neighbours, state: dict[str, Any] | None, arrays: dict[str, np.ndarray], version: int
+    ) -> None:
         """(Re)start at a version: forget everything younger, take up the checkpoint's buffer, arm the samplers."""
+        await self.connect(neighbours)
         self._epoch += 1
         for job in self._jobs:
             job.cancel()
@@ -319,6 +333,7 @@ class Collector:
             self._spawn(self._admit())
 
     async def _fail(self, error: BaseException) -> None:
+        error = unwrap(error)
         log.error("collection stopped: %s", error)
         async with self._changed:
             self._failure = self._failure or error

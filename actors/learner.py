@@ -13,7 +13,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,14 +23,14 @@ import torch
 import torch.distributed as dist
 
 from actors import checkpoint
-from actors.clients import ActorLost
-from actors.collector import BatchReply, EvalReply
+from actors.clients import ActorLost, unwrap
+from actors.collector import BatchReply, EvalReply, Neighbours
 from actors.env_worker import EnvFault
 from actors.sharding import shard
 from actors.types import Group
 from actors.update import OptimiserConfig, Updater
 from models.flops import FlopModel
-from models.forward import Distribution
+from models.forward import Distribution, score_traces
 from models.loading import load_role, load_tokenizer, merged_weights
 from models.roles import RoleSpec
 
@@ -57,8 +57,8 @@ class Recorder(Protocol):
 class LearnerConfig:
     """What the loop needs of the run configuration, and its neighbours.
 
-    roles: resolved (weights are paths). frozen roles with `scores` are asked through the collector. train_extra: `lora` keywords or
-    None. eval_splits: held-out splits.
+    roles: resolved (weights are paths); frozen roles with `scores` are asked through the collector. lora: keywords of
+    `load_role`, or None.
     """
 
     seed: int
@@ -87,7 +87,8 @@ class LearnerConfig:
     checkpoints: Path
     make_algorithm: Callable[[], Any]
     recorder: Recorder
-    collector: Any = field(repr=False)
+    collector: Any
+    neighbours: Neighbours
 
 
 def learner_loop(loop_config: dict[str, Any]) -> None:
@@ -98,9 +99,9 @@ def learner_loop(loop_config: dict[str, Any]) -> None:
         Learner(config).run()
     except (RunStopped, EnvFault, ActorLost, checkpoint.CheckpointError) as error:
         # what a restart cannot mend must not be restarted: record it and end in order
-        log.error("the run stopped: %s", error)
+        log.error("the run stopped: %s", unwrap(error))
         if rank == 0:
-            config.recorder.finish("failed", -1, str(error))
+            config.recorder.finish("failed", -1, str(unwrap(error)))
 
 
 class Learner:
@@ -136,7 +137,7 @@ class Learner:
             half=config.model_dtype == "bfloat16",
             sharded=sharded,
         )
-        self.step = 0
+        self.step = self.first = 0
         self.started = time.perf_counter()
         self.earlier_seconds = 0.0
         self.flops_learning = 0.0
@@ -146,7 +147,7 @@ class Learner:
 
     def run(self) -> None:
         c = self.config
-        first = self._begin()
+        first = self.first = self._begin()
         if c.eval_every and first == 0:
             self._evaluate(0)
         for self.step in range(first, c.steps):
@@ -224,7 +225,7 @@ class Learner:
         arrays = merged_weights(self.updater.models["policy"])
         if self.rank == 0:
             c.recorder.truncate(first)
-            ray.get(c.collector.start.remote(state, arrays, first))
+            ray.get(c.collector.start.remote(c.neighbours, state, arrays, first))
         self.started = time.perf_counter()
         return first
 
@@ -269,9 +270,20 @@ class Learner:
             )
             row.update({f"eval/{split}/{name}": value for name, value in reply.figures.items()})
             c.recorder.traces(f"eval_{version:06d}_{split}", version, reply.groups[: c.trace_groups])
+            row.update(self._eval_gap(reply.groups))
         row["time/eval"] = time.perf_counter() - start
         row["seconds"] = self._seconds()
         c.recorder.metrics(row)
+
+    def _eval_gap(self, groups: Sequence[Group]) -> dict[str, float]:
+        """Sampler against learner on a few held-out traces, which the current version sampled (with staleness no batch is)."""
+        if self.updater.sharded:
+            return {}  # a sharded model reads only when all ranks do
+        traces = [t for g in groups for t in g.live][:8]
+        distribution = Distribution(self.config.eval_temperature or 1.0)
+        scores = score_traces(self.updater.models["policy"], traces, distribution=distribution, device=self.device)
+        gaps = np.concatenate([np.abs(s - t.logprob)[t.sampled] for s, t in zip(scores, traces, strict=True)])
+        return {"gap/max": float(gaps.max()), "gap/mean": float(gaps.mean())}
 
     # ---- keeping ------------------------------------------------------------------------------------------------------------
 
@@ -309,10 +321,7 @@ class Learner:
         """The launch gate's last part, and the stop after repeated non-finite steps."""
         c = self.config
         name, bound = GAP_BOUND[c.model_dtype]
-        if (
-            step == (0 if self.found is None else checkpoint.read_meta(self.found)["step"])
-            and metrics.get(name, 0.0) > bound
-        ):
+        if step == self.first and metrics.get(name, 0.0) > bound:
             raise RunStopped(
                 f"sampler and learner disagree: {name} is {metrics[name]:.2e} on the first batch, the bound for {c.model_dtype} is "
                 f"{bound:.0e}; run `posterior doctor` with this configuration to see where they part"

@@ -161,7 +161,8 @@ class Updater:
         """One optimiser step of every trainable role on one mini-batch; returns metrics.
 
         version: the policy's before the step. measure_gap: compare with the sampler's log-probs (only meaningful while no
-        step was taken on this batch): gap/max and gap/mean over tokens that this version sampled.
+        step was taken on this batch): gap/max and gap/mean over tokens that this version sampled, drift/mean over tokens of
+        older versions (there the policy itself has moved too).
         A non-finite loss or gradient skips the role's step and is reported as skipped/ROLE = 1.
         """
         totals = Totals()
@@ -262,12 +263,15 @@ class Updater:
             own = row.view.scatter(logprobs_BT[b, : len(row.view)], len(row.trace))
             own = np.where(row.trace.sampled, own, np.nan).astype(np.float32)
             row.trace.scores["learner"] = Score(own, version)
-            same = row.trace.sampled & (row.trace.version == version)
-            same[0] = False
+            distance = np.abs(own - row.trace.logprob)
+            scored = np.isfinite(distance)
+            scored[0] = False
+            same = scored & (row.trace.version == version)
             if same.any():
-                gap = np.abs(own[same] - row.trace.logprob[same])
-                totals.max("gap/max", float(gap.max()))
-                totals.mean("gap/mean", float(gap.sum()), float(len(gap)))
+                totals.max("gap/max", float(distance[same].max()))
+                totals.mean("gap/mean", float(distance[same].sum()), float(same.sum()))
+            if (older := scored & ~same).any():
+                totals.mean("drift/mean", float(distance[older].sum()), float(older.sum()))
 
     def _step(self, role: str, finite: bool) -> dict[str, float]:
         model, optimiser, settings = self.models[role], self.optimisers[role], self.settings[role]

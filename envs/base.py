@@ -142,20 +142,20 @@ class Env(ABC):
 class SingleTurnEnv(Env):
     """An environment whose episodes are one question and one answer: write `tasks` and `grade`."""
 
-    _task: Task | None = None
+    __task: Task | None = None  # two underscores: a subclass may well have a `_task` of its own
 
     @abstractmethod
     def grade(self, task: Task, text: str) -> Grade | Awaitable[Grade]:
         """Grade the answer `text` to `task`; may be a coroutine. Must not raise on hostile text."""
 
     async def reset(self, task: Task, seed: int) -> Observation:
-        self._task = task
+        self.__task = task
         return Observation()
 
     async def step(self, action: str) -> Step:
-        if self._task is None:
+        if self.__task is None:
             raise RuntimeError("step() before reset()")
-        grade = self.grade(self._task, action)
+        grade = self.grade(self.__task, action)
         if inspect.isawaitable(grade):
             grade = await grade
         return Step(observation="", reward=grade.value, terminated=True, grade=grade)

@@ -288,11 +288,8 @@ def _locate(tree: Any, loc: Sequence[int | str]) -> tuple[Keys, Any]:
     """The part of a validation error's location that exists in the tree (pydantic appends names of union members)."""
     where: list[str] = []
     for key in loc:
-        if isinstance(tree, dict):
-            found = key in tree
-        else:
-            found = isinstance(tree, list) and isinstance(key, int) and key < len(tree)
-        if not found:
+        keys = tree if isinstance(tree, dict) else range(len(tree)) if isinstance(tree, list) else ()
+        if key not in keys:
             break
         tree = tree[key]
         where.append(str(key))

@@ -42,8 +42,8 @@ def evaluate(
     figures: dict[str, Any] = {}
     seconds = time.perf_counter()
     with launch.cluster(config, launch.needed_resources(plan, learners=False)):
-        samplers = launch.start_samplers(plan, armed=True)
-        collector = launch.start_collector(plan, samplers, launch.start_envs(plan))
+        collector = launch.start_collector(plan)
+        ray.get(collector.connect.remote(launch.start_neighbours(plan, armed=True)))
         for name in config.eval.splits:
             reply = ray.get(collector.evaluate.remote(name, tasks, samples, temperature))
             figures[name] = {**reply.figures, "seconds": reply.seconds}

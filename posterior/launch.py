@@ -6,14 +6,14 @@ import difflib
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from actors.collector import Collector, CollectorConfig
+from actors.collector import Collector, CollectorConfig, Neighbours
 from actors.env_worker import EnvWorker
 from actors.learner import resolve_roles
 from actors.sampler import TokenSampler, sampler_environment
@@ -68,10 +68,6 @@ class Plan:
     roles: dict[str, RoleSpec]
     reward_weight: float
     path: list[str] = field(default_factory=list)
-
-    @property
-    def scorers(self) -> dict[str, RoleSpec]:
-        return {role: spec for role, spec in self.roles.items() if not spec.trainable}
 
     @property
     def distribution(self) -> Distribution:
@@ -215,19 +211,32 @@ def start_envs(plan: Plan) -> list[Any]:
     ]
 
 
-def start_collector(plan: Plan, samplers: Sequence[Any], envs: Sequence[Any]) -> Any:
-    """The collector actor, with scorers for the frozen roles."""
+def start_scorers(plan: Plan) -> dict[str, Any]:
+    """Scorer actors for the frozen roles."""
     import ray
 
     config, r = plan.config, plan.config.resources
-    scorers = {
+    return {
         role: ray.remote(Scorer)
         .options(num_cpus=0, max_restarts=r.max_restarts, max_task_retries=1)
         .remote(spec, config.model.dtype, plan.distribution, r.learner_threads, config.model.trust_remote_code)
-        for role, spec in plan.scorers.items()
+        for role, spec in plan.roles.items()
+        if not spec.trainable
     }
+
+
+def start_neighbours(plan: Plan, *, armed: bool) -> Neighbours:
+    """Everything a collector works with, starting in parallel. armed: the samplers need not wait for a learner's weights."""
+    return Neighbours(start_samplers(plan, armed=armed), start_envs(plan), start_scorers(plan))
+
+
+def start_collector(plan: Plan) -> Any:
+    """The collector actor, not yet connected."""
+    import ray
+
     from envs.registry import make
 
+    config, r = plan.config, plan.config.resources
     settings = CollectorConfig(
         model_path=plan.model,
         seed=config.seed,
@@ -242,5 +251,5 @@ def start_collector(plan: Plan, samplers: Sequence[Any], envs: Sequence[Any]) ->
     return (
         ray.remote(Collector)
         .options(num_cpus=0, max_restarts=r.max_restarts, max_concurrency=CALLS)
-        .remote(settings, plan.make_algorithm, list(samplers), list(envs), scorers, r.max_restarts + 1)
+        .remote(settings, plan.make_algorithm, r.max_restarts + 1)
     )

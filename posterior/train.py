@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from actors.collector import Neighbours
 from actors.learner import LearnerConfig, learner_loop
 from actors.update import OptimiserConfig
 from posterior import launch
@@ -42,7 +43,7 @@ def resume(run_dir: Path) -> dict[str, Any]:
     return _run(launch.make_plan(load(run.config, []).config), run)
 
 
-def learner_config(plan: launch.Plan, run: RunDir, collector: Any) -> LearnerConfig:
+def learner_config(plan: launch.Plan, run: RunDir, collector: Any, neighbours: Neighbours) -> LearnerConfig:
     """The learner's part of the configuration."""
     c: RunConfig = plan.config
     recorder = Recorder(run.path, c.name, plan.model, c.log.wandb, c.log.mlflow)
@@ -77,6 +78,7 @@ def learner_config(plan: launch.Plan, run: RunDir, collector: Any) -> LearnerCon
         make_algorithm=plan.make_algorithm,
         recorder=recorder,
         collector=collector,
+        neighbours=neighbours,
     )
 
 
@@ -88,10 +90,9 @@ def _run(plan: launch.Plan, run: RunDir) -> dict[str, Any]:
     config = plan.config
     _say(f"run directory: {run.path}")
     with launch.cluster(config, launch.needed_resources(plan, learners=True)):
-        samplers = launch.start_samplers(plan, armed=False)
-        envs = launch.start_envs(plan)
-        collector = launch.start_collector(plan, samplers, envs)
-        failure = _fit(plan, run, collector)
+        neighbours = launch.start_neighbours(plan, armed=False)
+        collector = launch.start_collector(plan)
+        failure = _fit(run, collector, learner_config(plan, run, collector, neighbours), plan.config)
     result = run.read_result()
     if failure is not None and result.get("status") != "failed":
         raise RunFailed(f"training stopped: {failure}; continue with `posterior resume {run.path}`") from failure
@@ -105,7 +106,7 @@ def _run(plan: launch.Plan, run: RunDir) -> dict[str, Any]:
     return {**result, "run": str(run.path), "report": str(report)}
 
 
-def _fit(plan: launch.Plan, run: RunDir, collector: Any) -> BaseException | None:
+def _fit(run: RunDir, collector: Any, learner: LearnerConfig, config: RunConfig) -> BaseException | None:
     """Run the learner under Ray Train while this thread shows progress and listens for Ctrl-C; returns what went wrong."""
     import ray
     from ray.train import FailureConfig, ScalingConfig
@@ -113,10 +114,10 @@ def _fit(plan: launch.Plan, run: RunDir, collector: Any) -> BaseException | None
     from ray.train.torch import TorchTrainer
 
     _quiet_ray_train()
-    r = plan.config.resources
+    r = config.resources
     trainer = TorchTrainer(
         learner_loop,
-        train_loop_config={"learner": learner_config(plan, run, collector)},
+        train_loop_config={"learner": learner},
         scaling_config=ScalingConfig(
             num_workers=r.learners,
             use_gpu=r.learner_gpus > 0,
@@ -138,7 +139,7 @@ def _fit(plan: launch.Plan, run: RunDir, collector: Any) -> BaseException | None
     thread = threading.Thread(target=fit, daemon=True)
     thread.start()
     asked = False
-    with Progress(run, plan.config.train.steps) as progress:
+    with Progress(run, config.train.steps) as progress:
         while thread.is_alive():
             try:
                 progress.update()

@@ -77,11 +77,8 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def doctor(args: argparse.Namespace) -> dict[str, Any]:
-    words = run_words(args)
-    if isinstance(args.config, str):  # a word in the configuration's place
-        resolved = load(None, [args.config, *words])
-    else:
-        resolved = load(args.config, words)
+    path, first = (None, [args.config]) if isinstance(args.config, str) else (args.config, [])
+    resolved = load(path, [*first, *run_words(args)])
     from posterior.doctor import doctor as run
 
     result = run(resolved)
