@@ -24,8 +24,8 @@ FORBIDDEN = {
     "posterior": {"vllm"},
 }
 EXCEPTIONS = {("posterior/doctor.py", "vllm")}
-ATTACKS = "envs/coding/attacks.py"
-"""A list of hostile programs, each short: long as a whole, and full of paths that an attacker would try."""
+ATTACKS = "envs/coding/attack"
+"""Start of the names of the files of hostile programs, which are full of paths that an attacker would try."""
 
 
 def tracked() -> list[Path]:
@@ -69,7 +69,7 @@ def test_no_file_is_too_long() -> None:
     lengths = {
         path.relative_to(ROOT).as_posix(): len(path.read_text(encoding="utf-8").splitlines()) for path in sources
     }
-    assert {name: length for name, length in lengths.items() if length > LONGEST and name != ATTACKS} == {}
+    assert {name: length for name, length in lengths.items() if length > LONGEST} == {}
 
 
 def test_no_file_names_a_package_registry_or_a_path_of_one_machine() -> None:
@@ -89,7 +89,7 @@ def test_no_file_names_a_package_registry_or_a_path_of_one_machine() -> None:
             continue  # a picture or weights
         for number, line in enumerate(text.split("\n"), 1):
             name = path.relative_to(ROOT).as_posix()
-            if name != ATTACKS and re.search(pattern, line):
+            if not name.startswith(ATTACKS) and re.search(pattern, line):
                 wrong.append(f"{name}:{number}: {line.strip()[:100]}")
     assert wrong == []
 
