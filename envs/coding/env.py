@@ -23,8 +23,8 @@ class CodingEnv(SingleTurnEnv):
     partial: grade by the share of tests passed instead of all or nothing.
     performance: grade work counts too, where a task asks for it.
     unsafe_local: run candidates WITHOUT a sandbox, as plain processes of this user.
-    cpu_seconds, wall_seconds, memory_mb, output_bytes: limits of one candidate; short, because training needs quick
-        verdicts on runaway programs.
+    cpu_seconds, wall_seconds, memory_mb, output_bytes: limits of one candidate. Short, because training needs quick
+        verdicts on runaway programs; `posterior envs check` names the tasks whose own solutions need longer.
     Other options go to the task generator (`envs.coding.procedural.tasks`): families, difficulties, size, ...
 
     Construction reads nothing and starts nothing; a file is read once and the sandbox pool shared per process.
@@ -44,7 +44,7 @@ class CodingEnv(SingleTurnEnv):
         partial: bool = False,
         performance: bool = True,
         unsafe_local: bool = False,
-        cpu_seconds: float = 1.0,
+        cpu_seconds: float = 0.75,
         wall_seconds: float = 5.0,
         memory_mb: int = 256,
         output_bytes: int = 1 << 20,
