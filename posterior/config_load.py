@@ -61,6 +61,13 @@ _Loader.add_implicit_resolver(
 )
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes the text that `_Loader` would read as something else."""
+
+
+_Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+
+
 def load(path: Path | None, words: Sequence[str] = ()) -> Resolved:
     """Merge defaults, the file at `path` (None: no file) and `a.b=c` words; later ones win. Raises ConfigError."""
     tree: dict[str, Any] = RunConfig().model_dump(mode="json")
@@ -78,7 +85,8 @@ def load(path: Path | None, words: Sequence[str] = ()) -> Resolved:
 
 def dump(config: RunConfig) -> str:
     """The configuration as YAML that `load` reads back identically."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)  # escapes: some Unicode reads back as space
+    tree = config.model_dump(mode="json")
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False)  # not allow_unicode: some of it would read back as space
 
 
 def describe(resolved: Resolved) -> str:
@@ -94,7 +102,7 @@ def describe(resolved: Resolved) -> str:
 
 def _flow(value: Any) -> str:
     try:
-        text = yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True)
+        text = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, width=10**6, allow_unicode=True)
     except yaml.YAMLError:  # a default of an environment's constructor may be any object
         return repr(value)
     return text.removesuffix("\n").removesuffix("\n...")

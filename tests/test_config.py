@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from posterior.config import RunConfig
@@ -171,13 +171,14 @@ plain = st.recursive(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     name=texts,
     lr=st.floats(min_value=1e-300, max_value=1e300, exclude_min=True),
     steps=st.integers(1, 10**12),
     reward=st.dictionaries(keys, plain, max_size=3),
 )
+@example(name="0E0", lr=1e-8, steps=1, reward={"2026-01-01": "1e5", "on": "no"})
 def test_a_resolved_configuration_survives_the_round_trip(tmp_path_factory, name, lr, steps, reward) -> None:
     config = RunConfig(name=name, reward=reward)
     config.train.optimiser.lr = lr
