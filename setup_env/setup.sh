@@ -96,7 +96,10 @@ python=$(find_python)
 [ -n "$python" ] || die "no Python 3.11 or 3.12 was found; install one and name it with PYTHON=/path/to/python3.11"
 
 say "2/4 environment $VENV from $python"
-[ "$(cat "$VENV/extra" 2>/dev/null)" = "$EXTRA" ] || rm -rf "$VENV" # stand-ins of cpu must not survive into gpu
+# An environment that this script made for the other extra holds the wrong torch and stand-ins: it is made anew.
+if [ -f "$VENV/extra" ] && [ "$(cat "$VENV/extra")" != "$EXTRA" ]; then
+    rm -rf "$VENV"
+fi
 if ! { [ -x "$VENV/bin/python" ] && suits "$VENV/bin/python" && "$VENV/bin/python" -m pip --version >/dev/null; }; then
     "$python" -m venv --clear "$VENV" || die "$python could not create $VENV"
 fi
