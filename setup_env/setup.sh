@@ -101,6 +101,9 @@ if [ -f "$VENV/extra" ] && [ "$(cat "$VENV/extra")" != "$EXTRA" ]; then
     rm -rf "$VENV"
 fi
 if ! { [ -x "$VENV/bin/python" ] && suits "$VENV/bin/python" && "$VENV/bin/python" -m pip --version >/dev/null; }; then
+    if [ -e "$VENV" ] && [ ! -f "$VENV/extra" ]; then
+        die "$VENV exists and is no environment that this script made; remove it or name another with POSTERIOR_VENV=DIR"
+    fi
     "$python" -m venv --clear "$VENV" || die "$python could not create $VENV"
 fi
 echo "$EXTRA" >"$VENV/extra"

@@ -75,6 +75,16 @@ def test_wrong_choices_are_one_sentence(tools: Path) -> None:
     assert set_up(tools, PYTHON="/bin/false") == "setup: error: PYTHON=/bin/false is not a Python 3.11 or 3.12"
 
 
+def test_a_folder_of_the_users_is_never_cleared(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environ = os.environ | {"PYTHON": sys.executable, "POSTERIOR_VENV": str(tmp_path), "PATH": path}
+    done = subprocess.run(["bash", SCRIPT], env=environ, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "is no environment that this script made" in done.stderr.splitlines()[-1]
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
 def test_stand_ins_install_and_hold_nothing(tmp_path: Path) -> None:
     wheels, target = tmp_path / "wheels", tmp_path / "target"
     subprocess.run(
