@@ -87,7 +87,10 @@ async def run_attack(pool: SandboxPool, attack: Attack, bystander: int) -> Attac
     """Run one attack, then look for harm. bystander: pid of a process of this user that must survive."""
     calls = [Call("solve", (x,)) for x in INPUTS]
     began = time.perf_counter()
-    results = await pool.run(attack.source, calls, LIMITS)
+    try:
+        results = await pool.run(attack.source, calls, LIMITS)
+    except InfraError as error:
+        return AttackReport(attack.name, False, 0.0, False, time.perf_counter() - began, f"broke the grader: {error}")
     seconds = time.perf_counter() - began
     breaches = [r.value[:200] for r in results if type(r.value) is str and r.value.startswith("BREACH")]
     breaches += [f"left on the host: {path}" for path in _host_marks()]
@@ -115,7 +118,6 @@ async def run_attacks(pool: SandboxPool) -> list[AttackReport]:
     """Run the whole list, one attack after another. Raises ValueError for a pool without isolation."""
     if pool.unsafe_local:
         raise ValueError("the attack list does real harm without a sandbox: run it on a pool that isolates")
-    os.environ.setdefault("POSTERIOR_CANARY", "secret")
     with subprocess.Popen(["sleep", "3600"]) as bystander:
         try:
             return [await run_attack(pool, attack, bystander.pid) for attack in ATTACKS]

@@ -61,7 +61,10 @@ class _Wire:
         """The next `size` bytes, or fewer at the end of the stream."""
         while len(self.buffer) < size:
             # Read what is there, or all that is missing: parts of 64 KiB would be joined in quadratic time.
-            more = os.read(self.fd, max(1 << 16, size - len(self.buffer)))
+            try:
+                more = os.read(self.fd, max(1 << 16, size - len(self.buffer)))
+            except ConnectionResetError:  # the peer ended with something unread
+                break
             if not more:
                 break
             self.buffer += more
@@ -172,7 +175,10 @@ def stub(name: str, link: _Wire, limit: int) -> Callable[..., Any]:
     """A function that performs the call in the candidate's sandbox."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        link.write(protocol.frame(protocol.dumps([name, args, kwargs], limit)))
+        try:
+            link.write(protocol.frame(protocol.dumps([name, args, kwargs], limit)))
+        except BrokenPipeError:
+            pass  # the candidate has ended; what it wrote before can still be read
         header = link.take(protocol.HEADER.size)
         if len(header) < protocol.HEADER.size:
             raise CandidateGone("the candidate's process ended")
