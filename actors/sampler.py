@@ -45,6 +45,8 @@ def sampler_environment(threads: int) -> dict[str, str]:
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
         "VLLM_NO_USAGE_STATS": "1",
+        # otherwise the first request waits half a minute while torch compiles a log-prob kernel (and needs a C++ compiler)
+        "TORCH_COMPILE_DISABLE": "1",
         "OMP_NUM_THREADS": str(threads),
         # a spinning thread pool collapses when another process needs the core
         "OMP_WAIT_POLICY": "passive",

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
@@ -90,36 +91,74 @@ class ByLength(SingleTurnEnv):
 '''
 
 
-def test_a_seed_reproduces_a_run_and_a_stopped_run_continues_the_same_curve(
-    tiny_model: Callable[..., Path], tmp_path: Path
-) -> None:
-    (tmp_path / "reward_length.py").write_text(BY_LENGTH)
-    path = write(tmp_path, config(tiny_model(), env={"name": REWARD_ENV}))
-    whole = tmp_path / "whole"
-    done = result(start("train", str(path), "--out", str(whole), cwd=tmp_path))
+@pytest.fixture(scope="module")
+def whole(tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An undisturbed run of six steps; its folder also holds the configuration and the environment."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "reward_length.py").write_text(BY_LENGTH)
+    path = write(folder, config(tiny_model(), env={"name": REWARD_ENV}))
+    done = result(start("train", str(path), "--out", str(folder / "run"), cwd=folder))
     assert done["status"] == "finished"
     assert done["gap"]["max"] < 1e-4
-    assert (whole / "report.html").stat().st_size > 10_000
+    return folder
 
-    stopped = tmp_path / "stopped"
-    process = start("train", str(path), "--out", str(stopped), cwd=tmp_path)
+
+def test_a_whole_run_leaves_what_it_promises(whole: Path) -> None:
+    run = whole / "run"
+    train = [row for row in rows(run) if row["kind"] == "train"]
+    assert [row["step"] for row in train] == list(range(6))
+    assert any(row["grad_norm/policy"] > 0 for row in train)
+    assert train[0]["policy/ratio"] == pytest.approx(1.0, abs=1e-4)
+    assert [row["version"] for row in rows(run) if row["kind"] == "eval"] == [0, 3, 6]
+    assert (run / "report.html").stat().st_size > 10_000
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"step_000004", "step_000006"}
+    assert list((run / "tensorboard").iterdir())
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    policy = str(run / "checkpoints/step_000006/policy")
+    assert AutoTokenizer.from_pretrained(policy).eos_token == "<|end|>"
+    assert AutoModelForCausalLM.from_pretrained(policy).config.model_type == "qwen3"
+
+
+def test_a_seed_reproduces_a_run_and_a_stopped_run_continues_the_same_curve(whole: Path) -> None:
+    stopped = whole / "stopped"
+    process = start("train", str(whole / "config.yaml"), "--out", str(stopped), cwd=whole)
     wait_for_step(stopped, 0, process)
     process.send_signal(signal.SIGINT)
     half = result(process, code=130)
     assert half["status"] == "interrupted"
     assert 0 < half["steps"] < 6
     before = rows(stopped)
-    assert before == rows(whole)[: len(before)]
+    assert before == rows(whole / "run")[: len(before)]
 
-    resumed = result(start("resume", str(stopped), cwd=tmp_path))
+    resumed = result(start("resume", str(stopped), cwd=whole))
     assert resumed["status"] == "finished"
-    assert rows(stopped) == rows(whole)
-    train = [row for row in rows(whole) if row["kind"] == "train"]
-    assert [row["step"] for row in train] == list(range(6))
-    assert any(row["grad_norm/policy"] > 0 for row in train)
-    assert train[0]["policy/ratio"] == pytest.approx(1.0, abs=1e-4)
-    again = result(start("resume", str(stopped), cwd=tmp_path), code=1)
+    assert rows(stopped) == rows(whole / "run")
+    again = result(start("resume", str(stopped), cwd=whole), code=1)
     assert "is finished" in again["error"]
+
+
+def test_killed_sampler_and_killed_learner_change_nothing_but_the_time(whole: Path) -> None:
+    killed = whole / "killed"
+    process = start("train", str(whole / "config.yaml"), "--out", str(killed), cwd=whole)
+    wait_for_step(killed, 0, process)
+    kill(process, "ray::TokenSampler")
+    wait_for_step(killed, 2, process)
+    kill(process, "ray::RayTrainWorker")
+    assert result(process)["status"] == "finished"
+
+    def curve(run: Path) -> list[dict[str, Any]]:
+        return [{k: v for k, v in row.items() if k != "restarts"} for row in rows(run)]
+
+    assert curve(killed) == curve(whole / "run")
+
+
+def kill(process: subprocess.Popen[str], name: str) -> None:
+    """SIGKILL the descendant of a run whose title begins with `name`."""
+    found = [p for p in psutil.Process(process.pid).children(recursive=True) if "".join(p.cmdline()).startswith(name)]
+    assert found, f"no process {name}"
+    for p in found:
+        p.kill()
 
 
 def test_a_custom_environment_and_a_users_model_train_with_one_command(

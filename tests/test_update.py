@@ -164,11 +164,12 @@ def test_microbatch_plan_covers_every_row_once_within_the_budget() -> None:
 
 def test_views_carry_fields_there_and_scores_back() -> None:
     trace = random_groups()[0].traces[0]
-    parts = [trace.where(Kind.ACTION), Literal((7, 8)), trace.where(Kind.CONTEXT)]
+    answer = trace.where(Kind.ACTION)
+    parts: list[np.ndarray | Literal] = [answer, Literal((7, 8)), trace.where(Kind.CONTEXT)]
     view = trace.view(parts)
     values = np.arange(len(trace), dtype=np.float32)
     carried = view.gather(values, fill=-1)
-    assert carried.tolist()[: len(parts[0])] == parts[0].tolist()
+    assert carried.tolist()[: len(answer)] == answer.tolist()
     assert (carried == -1).sum() == 2
     assert np.array_equal(view.scatter(carried, len(trace)), values)
 
