@@ -9,7 +9,6 @@ import select
 import signal
 import socket
 import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -58,16 +57,13 @@ class Zygote:
     def __init__(self, slot: int, unsafe_local: bool, counting: bool = False) -> None:
         self.method = work.method() if counting else ""
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.errors = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the zygote)
         self._log, log_end = os.pipe()
         os.set_blocking(self._log, False)
         with theirs, ExitStack() as after_start:
             after_start.callback(os.close, log_end)
             inherited = [theirs.fileno()]
             filter_fd = -1
-            tracer = work.tracer_command(self.method, log_end)
-            if tracer:
-                inherited.append(log_end)
+            tracer = work.tracer_command(self.method)
             uid = -1 if unsafe_local else jail.slot_uid(slot)
             if not unsafe_local:
                 filter_fd = after_start.enter_context(jail.filter_file(writable_opens=bool(tracer))).fileno()
@@ -81,7 +77,7 @@ class Zygote:
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                stderr=self.errors,
+                stderr=log_end,
                 pass_fds=inherited,
                 env=jail.environment(),
                 cwd="/",
@@ -112,11 +108,11 @@ class Zygote:
         return status
 
     def last_words(self) -> str:
-        self.errors.seek(0)
-        return (self.errors.read(4000)[-2000:] + self.read_log()[-2000:]).decode(errors="replace").strip()
+        """The end of what the zygote wrote to its standard error."""
+        return self.read_log()[-2000:].decode(errors="replace").strip()
 
     def read_log(self) -> bytes:
-        """What valgrind wrote since the last call."""
+        """What the zygote, or the valgrind it runs under, wrote to standard error since the last call."""
         parts = []
         while True:
             try:
@@ -132,7 +128,6 @@ class Zygote:
         self.control.close()
         self.process.kill()
         self.process.wait()
-        self.errors.close()
         os.close(self._log)
 
 

@@ -82,19 +82,13 @@ def counting(name: str) -> int:
     return zygote.COUNT_FORK if name == CACHEGRIND else zygote.COUNT_PERF
 
 
-def tracer_command(name: str, log_fd: int) -> list[str]:
-    """What to put before a counting zygote's command; its log, with the counts, goes to `log_fd`."""
+def tracer_command(name: str) -> list[str]:
+    """What to put before a counting zygote's command. Its log, with the counts, goes to standard error, which a child
+    closes to its candidate; valgrind keeps a descriptor of its own, which it lets no program touch."""
     if name != CACHEGRIND:
         return []
-    valgrind = shutil.which("valgrind") or "valgrind"
-    options = [
-        "--tool=cachegrind",
-        "--vgdb=no",
-        "--cache-sim=no",
-        "--cachegrind-out-file=/dev/null",
-        f"--log-fd={log_fd}",
-    ]
-    return [valgrind, *options]
+    options = ["--tool=cachegrind", "--cache-sim=no", "--cachegrind-out-file=/dev/null", "--vgdb=no"]
+    return [shutil.which("valgrind") or "valgrind", *options]
 
 
 def scaled(limits: Limits, name: str) -> Limits:

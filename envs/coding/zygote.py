@@ -480,6 +480,9 @@ def main() -> None:
         os.setgroups([])
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
+        # Changing the uid made this process untouchable even for itself; opening a counter on a child needs access.
+        set_dumpable = 4
+        _checked(_libc().prctl(set_dumpable, int(":" in counter), 0, 0, 0), "prctl(PR_SET_DUMPABLE)")
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if counter != "cachegrind":  # valgrind keeps descriptors for itself and lets nobody lower the limit
