@@ -246,7 +246,6 @@ HOST = [
                 "/etc/shadow",
                 "/etc/hostname",
                 "/etc/hosts",
-                "/root/.bashrc",
                 "/var/log/dpkg.log",
             )
         ],
@@ -270,7 +269,7 @@ HOST = [
         """
 import os
 def solve(x):
-    extra = set(os.environ) - {"LC_ALL", "LD_BIND_NOW", "PATH", "PWD", "PYTHONHASHSEED"}
+    extra = set(os.environ) - {"LC_ALL", "LD_BIND_NOW", "LD_LIBRARY_PATH", "PATH", "PWD", "PYTHONHASHSEED"}
     return f"BREACH: {sorted(extra)}" if extra else x
 """,
     ),

@@ -98,12 +98,22 @@ def filter_file(writable_opens: bool = False) -> IO[bytes]:
     return file
 
 
+_UIDS_PER_PROCESS = 600
+_own_uids = True
+
+
+def without_own_uids() -> None:
+    """From now on use a user namespace even as root: in a container, root may lack the rights to do without."""
+    global _own_uids
+    _own_uids = False
+
+
 def slot_uid(slot: int) -> int:
     """A host uid that no other sandbox of this machine uses: from the host process's id and the slot's number.
 
     Only root can give one away, and only from the range its user namespace maps; returns -1 where there is none.
     """
-    if os.geteuid() != 0:
+    if os.geteuid() != 0 or not _own_uids:
         return -1
     ranges = [tuple(map(int, line.split())) for line in Path("/proc/self/uid_map").read_text().splitlines()]
     first, _, length = max(ranges, key=lambda r: r[2])
@@ -112,7 +122,7 @@ def slot_uid(slot: int) -> int:
     # Above the ids that people, services and subuid ranges use, where the map reaches that far.
     low = 0x60000000 if first + length > 0x70000000 else first + length // 2
     room = first + length - 1 - low
-    return low + (os.getpid() * 64 + slot) % room
+    return low + (os.getpid() * _UIDS_PER_PROCESS + slot % _UIDS_PER_PROCESS) % room
 
 
 def interpreter() -> str:
@@ -168,4 +178,10 @@ def jail_command(command: list[str], slot: int, own_uid: bool, tracer: bool = Fa
 
 def environment() -> dict[str, str]:
     """The whole environment of a sandboxed process. LD_BIND_NOW: symbols are resolved once, not in every child."""
-    return {"LD_BIND_NOW": "1", "PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8", "PATH": "/usr/bin"}
+    return {
+        "LC_ALL": "C.UTF-8",
+        "LD_BIND_NOW": "1",
+        "LD_LIBRARY_PATH": f"{sys.base_prefix}/lib",  # the sandbox has no /etc/ld.so.cache
+        "PATH": "/usr/bin",
+        "PYTHONHASHSEED": "0",
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import queue
@@ -25,6 +26,8 @@ START_SECONDS = 60.0
 GRACE_SECONDS = 10.0
 """How long past a child's own limits its zygote may take to report."""
 ATTEMPTS = 3
+ROLES = ("candidate", "tests", "work")
+"""A slot's zygotes: for candidates, for test code that runs against one, for candidates whose work is counted."""
 
 
 class Broken(Exception):
@@ -206,8 +209,11 @@ def _receive(channel: socket.socket, into: bytearray) -> bool:
 class Slot(threading.Thread):
     """A thread with its own zygotes; takes one job after another from the pool's queue."""
 
+    _numbers = itertools.count()  # over all pools of this process, so that no two slots share a uid
+
     def __init__(self, number: int, jobs: queue.SimpleQueue[Any], unsafe_local: bool) -> None:
         super().__init__(name=f"sandbox-{number}", daemon=True)
+        self.first_uid = len(ROLES) * next(self._numbers)
         self.number, self.jobs, self.unsafe_local = number, jobs, unsafe_local
         self.zygotes: dict[str, Zygote] = {}
 
@@ -235,8 +241,8 @@ class Slot(threading.Thread):
 
     def zygote(self, role: str) -> Zygote:
         if role not in self.zygotes:
-            number = 3 * self.number + ("candidate", "tests", "work").index(role)
-            self.zygotes[role] = Zygote(number, self.unsafe_local, counting=role == "work")
+            slot = self.first_uid + ROLES.index(role)
+            self.zygotes[role] = Zygote(slot, self.unsafe_local, counting=role == "work")
         return self.zygotes[role]
 
     def discard(self) -> None:

@@ -163,6 +163,9 @@ def refuse(wire: _Wire, error: BaseException) -> None:
 # ------------------------------------------------------------------------------------------------------ the tests' child
 
 
+GONE = "the candidate's process ended"
+
+
 class CandidateGone(BaseException):
     """The candidate's sandbox ended in the middle of the tests."""
 
@@ -181,7 +184,7 @@ def stub(name: str, link: _Wire, limit: int) -> Callable[..., Any]:
             pass  # the candidate has ended; what it wrote before can still be read
         header = link.take(protocol.HEADER.size)
         if len(header) < protocol.HEADER.size:
-            raise CandidateGone("the candidate's process ended")
+            raise CandidateGone(GONE)
         (size,) = protocol.HEADER.unpack(header)
         if size > limit + 64:
             raise CandidateGone("result too large")
