@@ -176,8 +176,8 @@ class SandboxPool:
     """Slots that run untrusted programs. Usable from any event loop and thread; jobs queue for a free slot.
 
     workers: slots, by default one per CPU this process may use. unsafe_local: plain subprocesses without isolation,
-    for machines without bubblewrap and only when the user asks for it. Zygotes start at a slot's first job. Raises
-    SandboxUnavailable if the sandbox cannot work here.
+    for machines without bubblewrap and only when the user asks for it. A slot's first zygote starts at once, the others
+    when first needed. Raises SandboxUnavailable if the sandbox cannot work here.
     """
 
     _shared: ClassVar[dict[tuple[int, bool], SandboxPool]] = {}

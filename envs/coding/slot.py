@@ -218,6 +218,10 @@ class Slot(threading.Thread):
         self.zygotes: dict[str, Zygote] = {}
 
     def run(self) -> None:
+        try:
+            self.zygote("candidate")
+        except (Broken, OSError, jail.SandboxUnavailable):
+            pass  # the first job meets the same fault, retries, and reports it
         while (item := self.jobs.get()) is not None:
             job, future = item
             if not future.set_running_or_notify_cancel():
