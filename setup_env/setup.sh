@@ -38,10 +38,6 @@ find_python() {
 
 loads() { "$1" -c 'import ctypes, sys; ctypes.CDLL(sys.argv[1])' "$2" 2>/dev/null; }
 
-has_headers() {
-    "$1" -c 'import os, sysconfig; os.stat(sysconfig.get_path("include") + "/Python.h")' 2>/dev/null
-}
-
 # Names of the Debian packages that are missing, one a line. $1: the interpreter, empty if none was found.
 missing_packages() {
     local python=$1
@@ -54,9 +50,7 @@ missing_packages() {
     command -v bwrap >/dev/null || echo bubblewrap # the sandbox of candidate programs
     loads "$python" libseccomp.so.2 || echo libseccomp2
     loads "$python" libnuma.so.1 || echo libnuma1 # vLLM's CPU kernels link against it
-    # torch compiles some of vLLM's sampling kernels at run time: a compiler and Python's headers.
-    command -v g++ >/dev/null || echo g++
-    has_headers "$python" || echo python3-dev
+    command -v valgrind >/dev/null || echo valgrind # counts work where the processor's own counters are out of reach
     command -v chromium >/dev/null || echo chromium # the tests open the report in it
 }
 

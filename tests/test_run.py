@@ -46,6 +46,7 @@ def start(*words: str, cwd: Path = ROOT) -> subprocess.Popen[str]:
         [sys.executable, "-m", "posterior", *words, "--json"],
         cwd=cwd,
         env=env,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -220,3 +221,31 @@ def test_a_bug_in_the_environment_stops_the_run_with_its_name(tiny_model: Callab
     path = write(tmp_path, config(tiny_model(), env=env, eval={"every": 0}))
     failed = result(start("train", str(path), "--out", str(tmp_path / "run"), cwd=ROOT / "tests"), code=1)
     assert "twenty_questions:Guess raised KeyError in step" in failed["error"]
+
+
+def test_eval_doctor_and_chat_on_a_run(whole: Path) -> None:
+    run = str(whole / "run")
+    graded = result(start("eval", run, "--tasks", "6", "--samples", "2", "--max-tokens", "16", cwd=whole))
+    figures = graded["splits"]["test"]
+    assert figures["n"] == 6
+    assert figures["samples"] == 2
+    assert figures["low"] <= figures["pass@1"] <= figures["high"]
+    assert "pass@2" in figures
+
+    checked = result(start("doctor", str(whole / "config.yaml"), cwd=whole))
+    names = [check["name"] for check in checked["checks"]]
+    assert all(check["ok"] for check in checked["checks"])
+    assert "weight update, by value" in names
+    assert sum(name.startswith("agreement") for name in names) == 3
+
+    talk = start("chat", run, cwd=whole)
+    out, err = talk.communicate("hello\nand again\n", timeout=100)
+    assert talk.returncode == 0, err[-2000:]
+    assert json.loads(out)["turns"] == 2
+
+
+def test_doctor_names_what_is_wrong(whole: Path) -> None:
+    checked = result(start("doctor", str(whole / "config.yaml"), "model.path=./nowhere", cwd=whole), code=1)
+    failed = [check for check in checked["checks"] if not check["ok"]]
+    assert [check["name"] for check in failed] == ["plan"]
+    assert "no model folder" in failed[0]["detail"]
