@@ -46,6 +46,7 @@ class EnvWorker:
         self._first = self._make()
         self._idle: list[Env] = [self._first]
         self._playing: dict[str, Env] = {}
+        self._lists: dict[str, Sequence[Task]] = {}
         self._streams: dict[str, tuple[Iterator[Task], int]] = {}
 
     async def info(self) -> EnvInfo:
@@ -58,14 +59,15 @@ class EnvWorker:
         A finite split (`Sequence`) repeats, reshuffled every epoch from `seed`; with seed None it is given once in its own
         order, and fewer than `count` may come back. A stream is advanced to `start`, and started again when it ends.
         """
-        source = self._guard(lambda: self._first.tasks(split), f"tasks({split!r})")
+        source = self._lists.get(split) or self._ask(split)
         if isinstance(source, Sequence):
+            self._lists[split] = source
             if len(source) == 0:
                 raise EnvFault(f"environment {self.name}: the split {split!r} has no tasks")
             if seed is None:
                 return [source[i] for i in range(start, min(start + count, len(source)))]
             return [source[_shuffled(i, len(source), seed)] for i in range(start, start + count)]
-        return self._advance(split, source, start, count, repeat=seed is not None)
+        return self._advance(split, start, count, repeat=seed is not None)
 
     async def grade(self, task: Task, actions: Sequence[str], seed: int) -> list[Step | InfraError]:
         """Grade answers to a single-turn task, one fresh episode each; an `InfraError` in place of what could not be graded."""
@@ -112,10 +114,10 @@ class EnvWorker:
     def _take(self) -> Env:
         return self._idle.pop() if self._idle else self._make()
 
-    def _advance(self, split: str, source: Iterable[Task], start: int, count: int, repeat: bool) -> list[Task]:
-        stream, at = self._streams.get(split, (iter(source), 0))
+    def _advance(self, split: str, start: int, count: int, repeat: bool) -> list[Task]:
+        stream, at = self._streams.pop(split, None) or (iter(self._ask(split)), 0)
         if at > start:
-            stream, at = iter(source), 0
+            stream, at = iter(self._ask(split)), 0
         out: list[Task] = []
         empty = False
         while at < start + count:
@@ -123,7 +125,7 @@ class EnvWorker:
             if task is None:
                 if not repeat or empty:
                     break
-                stream, empty = iter(source), True
+                stream, empty = iter(self._ask(split)), True
                 continue
             empty = False
             if at >= start:
@@ -133,6 +135,10 @@ class EnvWorker:
         if not out:
             raise EnvFault(f"environment {self.name}: the split {split!r} has no tasks")
         return out
+
+    def _ask(self, split: str) -> Iterable[Task]:
+        """The environment's own answer, each time anew: a generator can be read only once."""
+        return self._guard(lambda: self._first.tasks(split), f"tasks({split!r})")
 
     def _guard(self, call: Any, what: str) -> Any:
         try:

@@ -62,7 +62,7 @@ def test_an_ordinary_user_is_told_the_one_line_to_run(tools: Path) -> None:
     prefix = "setup: error: system packages are missing; run: sudo apt-get update && sudo apt-get install -y "
     assert message.startswith(prefix)
     packages = message.removeprefix(prefix).split()
-    assert {"bubblewrap", "g++", "chromium"} <= set(packages)
+    assert {"bubblewrap", "valgrind", "chromium"} <= set(packages)
     assert "python3-venv" not in packages
 
 
