@@ -115,9 +115,9 @@ class EnvWorker:
         return self._idle.pop() if self._idle else self._make()
 
     def _advance(self, split: str, start: int, count: int, repeat: bool) -> list[Task]:
-        stream, at = self._streams.pop(split, None) or (iter(self._ask(split)), 0)
-        if at > start:
-            stream, at = iter(self._ask(split)), 0
+        if split not in self._streams or self._streams[split][1] > start:
+            self._streams[split] = iter(self._ask(split)), 0
+        stream, at = self._streams.pop(split)
         out: list[Task] = []
         empty = False
         while at < start + count:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,10 +30,10 @@ class Streamed(Listed):
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     (tmp_path / "worker_envs.py").write_text(ENVS)
     monkeypatch.syspath_prepend(str(tmp_path))
-    yield str(tmp_path)
+    return str(tmp_path)
 
 
 def ids(worker: EnvWorker, split: str, start: int, count: int, seed: int | None) -> list[str]:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from itertools import islice, pairwise
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -24,7 +25,7 @@ def some(split: str, number: int, **options: Any) -> list[Task]:
 
 
 def words(task: Task) -> str:
-    (message,) = task.prompt
+    message = task.prompt[0]
     assert isinstance(message, dict)
     assert message["role"] == "user"
     return message["content"]
@@ -78,7 +79,12 @@ def test_train_is_endless_and_restartable_and_held_out_splits_are_sequences() ->
 def test_tasks_do_not_depend_on_the_process() -> None:
     program = "from envs.coding.procedural import tasks; print([(t.id, t.meta) for t in tasks('test', size=5)])"
     out = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True, env={"PYTHONHASHSEED": "7"}
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[1],
+        env={"PYTHONHASHSEED": "7"},
     )
     assert out.stdout.strip() == str([(t.id, t.meta) for t in tasks("test", size=5)])
 
