@@ -14,9 +14,11 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from benchmarks.common import Measure, main
+from posterior.rundir import RunDir
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = ["train.steps=4", "train.batch_groups=2", "eval.tasks=8", "eval.every=4"]
@@ -58,6 +60,14 @@ def figures(name: str, result: dict[str, Any], control: bool) -> list[Measure]:
     return out
 
 
+def stages(run: Path) -> list[Measure]:
+    """Median seconds a step spends in each stage of the learner's loop, and tokens a second."""
+    rows = [row for row in RunDir(run).read_metrics() if row["kind"] == "train"]
+    names = ("wait", "forward_backward", "publish", "log", "checkpoint", "total")
+    out = [Measure(f"step_{name}", median(row[f"time/{name}"] for row in rows), "s") for name in names]
+    return [*out, Measure("tokens_per_second", median(row["tokens/per_second"] for row in rows), "tokens/s")]
+
+
 def run(args: argparse.Namespace) -> list[Measure]:
     words = QUICK if args.quick else []
     seeds = [0] if args.quick else args.seeds
@@ -69,6 +79,8 @@ def run(args: argparse.Namespace) -> list[Measure]:
             result = train(folder / f"seed{seed}", [*words, f"seed={seed}"])
             gains.append(100 * result["gain"]["test"]["pass@1"])
             measures += figures(f"seed{seed}", result, control=False)
+            if seed == seeds[0]:
+                measures += stages(folder / f"seed{seed}")
         control = train(folder / "shuffled", [*words, "train.shuffle_rewards=true", "name=demo-shuffled"])
         measures += figures("shuffled", control, control=True)
         return [Measure("smallest_test_gain", min(gains), "points", target=20.0), *measures]
