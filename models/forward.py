@@ -67,10 +67,11 @@ def collate(traces: Sequence[Trace], views: Sequence[View], device: torch.device
         own = view.index >= 0
         scored[b, :n] = own & wanted[np.where(own, view.index, 0)]
         scored[b, 0] = False  # nothing precedes the first token
-        sources = {"logprob": trace.logprob, "reward": trace.reward, **trace.weights}
-        sources.update({f"score/{role}": score.values for role, score in trace.scores.items()})
-        for name, values in sources.items():
-            fields[name][b, :n] = np.nan_to_num(view.gather(values))
+        # NaN means "nothing was sampled" or "nothing was said" here; in a method's own weights it is a fault and must be seen
+        absent = {"logprob": trace.logprob, **{f"score/{role}": score.values for role, score in trace.scores.items()}}
+        sources = {name: np.nan_to_num(values) for name, values in absent.items()}
+        for name, values in {**sources, "reward": trace.reward, **trace.weights}.items():
+            fields[name][b, :n] = view.gather(values)
     return Batch(
         token_BT=torch.from_numpy(token).to(device),
         kind_BT=torch.from_numpy(kind).to(device),
