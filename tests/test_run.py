@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
+STEPS = 14
 
 
 def config(folder: Path, **more: Any) -> dict[str, Any]:
@@ -24,8 +25,8 @@ def config(folder: Path, **more: Any) -> dict[str, Any]:
         "name": "test",
         "model": {"path": str(folder), "max_length": 320},
         "sampling": {"max_tokens": 24},
-        "train": {"steps": 6, "batch_groups": 3, "checkpoint_every": 2},
-        "eval": {"every": 3, "tasks": 4},
+        "train": {"steps": STEPS, "batch_groups": 3, "checkpoint_every": 2},
+        "eval": {"every": STEPS // 2, "tasks": 4},
         "algorithm": {"name": "rlvr", "group_size": 3},
         "log": {"traces_every": 2},
     }
@@ -94,7 +95,7 @@ class ByLength(SingleTurnEnv):
 
 @pytest.fixture(scope="module")
 def whole(tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An undisturbed run of six steps; its folder also holds the configuration and the environment."""
+    """An undisturbed run; its folder also holds the configuration and the environment."""
     folder = tmp_path_factory.mktemp("whole")
     (folder / "reward_length.py").write_text(BY_LENGTH)
     path = write(folder, config(tiny_model(), env={"name": REWARD_ENV}))
@@ -107,16 +108,16 @@ def whole(tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFact
 def test_a_whole_run_leaves_what_it_promises(whole: Path) -> None:
     run = whole / "run"
     train = [row for row in rows(run) if row["kind"] == "train"]
-    assert [row["step"] for row in train] == list(range(6))
+    assert [row["step"] for row in train] == list(range(STEPS))
     assert any(row["grad_norm/policy"] > 0 for row in train)
     assert train[0]["policy/ratio"] == pytest.approx(1.0, abs=1e-4)
-    assert [row["version"] for row in rows(run) if row["kind"] == "eval"] == [0, 3, 6]
+    assert [row["version"] for row in rows(run) if row["kind"] == "eval"] == [0, STEPS // 2, STEPS]
     assert (run / "report.html").stat().st_size > 10_000
-    assert {path.name for path in (run / "checkpoints").iterdir()} == {"step_000004", "step_000006"}
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"step_000012", "step_000014"}
     assert list((run / "tensorboard").iterdir())
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    policy = str(run / "checkpoints/step_000006/policy")
+    policy = str(run / "checkpoints/step_000014/policy")
     assert AutoTokenizer.from_pretrained(policy).eos_token == "<|end|>"
     assert AutoModelForCausalLM.from_pretrained(policy).config.model_type == "qwen3"
 
@@ -128,7 +129,7 @@ def test_a_seed_reproduces_a_run_and_a_stopped_run_continues_the_same_curve(whol
     process.send_signal(signal.SIGINT)
     half = result(process, code=130)
     assert half["status"] == "interrupted"
-    assert 0 < half["steps"] < 6
+    assert 0 < half["steps"] < STEPS
     before = rows(stopped)
     assert before == rows(whole / "run")[: len(before)]
 
