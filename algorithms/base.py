@@ -26,9 +26,10 @@ from models.trace import Trace
 class AlgorithmConfig(BaseModel):
     """Options every method has; a method subclasses this with its own. Unknown keys are refused."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
     name: str
+    """Which method: a built-in name, or my_pkg.my_method:MyMethod."""
     group_size: int = 8
     """Traces sampled for each task (K)."""
 
