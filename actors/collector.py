@@ -38,6 +38,10 @@ STARVED = 20
 """Batches' worth of groups refused in a row after which the run stops: the filter lets nothing through."""
 
 
+class CollectionStopped(RuntimeError):
+    """Collecting further would be pointless: one sentence for the user."""
+
+
 class CollectorLost(RuntimeError):
     """The collector died and came back empty: the learner starts again from its checkpoint."""
 
@@ -235,7 +239,9 @@ class Collector:
         self._totals["flops/eval"] += sum(self._flops.sequence(len(t)) for g in groups for t in g.traces)
         graded = [group for group in groups if group.live]
         if not graded:
-            raise RuntimeError(f"not one answer of the split {split!r} could be graded: {groups[0].traces[0].note}")
+            raise CollectionStopped(
+                f"not one answer of the split {split!r} could be graded: {groups[0].traces[0].note}"
+            )
         figures = summarise(
             [[t.passed for t in g.live] for g in graded],
             [[t.total_reward / self.config.reward_weight for t in g.live] for g in graded],
@@ -324,7 +330,7 @@ class Collector:
             self.buffer.finish(index, group if kept else None)
             self._refused_in_row = 0 if kept else self._refused_in_row + 1
             if self._refused_in_row >= STARVED * self.config.batch_groups:
-                self._failure = RuntimeError(
+                self._failure = CollectionStopped(
                     f"the method refused {self._refused_in_row} groups in a row (dynamic sampling lets none through: every group's "
                     "rewards are equal); make the tasks easier, raise group_size or switch dynamic sampling off"
                 )

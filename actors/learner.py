@@ -24,7 +24,7 @@ import torch.distributed as dist
 
 from actors import checkpoint
 from actors.clients import ActorLost, unwrap
-from actors.collector import BatchReply, EvalReply, Neighbours
+from actors.collector import BatchReply, CollectionStopped, EvalReply, Neighbours
 from actors.env_worker import EnvFault
 from actors.sharding import shard
 from actors.types import Group
@@ -97,7 +97,7 @@ def learner_loop(loop_config: dict[str, Any]) -> None:
     rank = dist.get_rank() if dist.is_initialized() else 0
     try:
         Learner(config).run()
-    except (RunStopped, EnvFault, ActorLost, checkpoint.CheckpointError) as error:
+    except (RunStopped, CollectionStopped, EnvFault, ActorLost, ValueError) as error:
         # what a restart cannot mend must not be restarted: record it and end in order
         log.error("the run stopped: %s", unwrap(error))
         if rank == 0:

@@ -224,6 +224,14 @@ def test_a_bug_in_the_environment_stops_the_run_with_its_name(tiny_model: Callab
     assert "twenty_questions:Guess raised KeyError in step" in failed["error"]
 
 
+def test_a_prompt_that_does_not_fit_is_named(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
+    more = {"model": {"max_length": 6}, "sampling": {"max_tokens": 4}, "env": {"name": "twenty_questions:Guess"}}
+    path = write(tmp_path, config(tiny_model(), **more, eval={"every": 0}))
+    failed = result(start("train", str(path), "--out", str(tmp_path / "run"), cwd=ROOT / "tests"), code=1)
+    assert "tokens but model.max_length is 6; raise model.max_length" in failed["error"]
+    assert len(failed["error"]) < 300
+
+
 def test_eval_doctor_and_chat_on_a_run(whole: Path) -> None:
     run = str(whole / "run")
     graded = result(start("eval", run, "--tasks", "6", "--samples", "2", "--max-tokens", "16", cwd=whole))
