@@ -1,0 +1,223 @@
+"""Posterior against TRL's GRPOTrainer: same model, prompts, group size, precision and optimiser steps, taking turns in one run.
+
+    python -m benchmarks.rlvr_vs_trl --json [--quick] [--workloads w1 w2] [--rounds 5]
+
+Two workloads (`benchmarks.workloads`): w1, every answer has 64 tokens; w2, natural lengths with a heavy tail up to 512. 8 prompts
+of 16 tokens, 8 answers each, float32, one optimiser step a batch, on-policy (staleness 0), both cores.
+
+First every TRL setting (transformers' generate or patched vLLM; micro-batch 8, 16, 64; 1 or 2 threads) runs alone for a few steps;
+the best of each kind of generation goes on. Then, for `--rounds` rounds, the contestants take turns of a few steps while the
+others idle: both TRLs, Posterior, Posterior with staleness 1, and the bare generation and the bare forward and backward passes
+that no trainer can do without.
+
+w*_vs_trl: samples per second, Posterior over the better TRL. w*_efficiency: (bare generation + bare forward and backward, each in
+seconds per token) over Posterior's seconds per token. Intervals are 95 % bootstrap intervals over rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from benchmarks.common import Measure, main
+from benchmarks.contestant import Contestant
+from benchmarks.workloads import GROUP_SIZE, GROUPS, PROMPT_WORDS, TOKENS, write_model
+
+BATCH = GROUPS * GROUP_SIZE
+SETTINGS = list(itertools.product(("transformers", "vllm"), (8, 16, 64), (1, 2)))
+BUDGETS = {"w1": (1024, 5120), "w2": (1024, 2048)}
+"""Micro-batch budgets among which the bare forward and backward pass takes its best."""
+Rounds = dict[str, list[list[dict[str, Any]]]]
+"""Contestant -> round -> steps."""
+
+
+def trl(folder: Path, model: Path, workload: str, generate: str, micro: int, threads: int) -> Contestant:
+    words = ["benchmarks.trl_peer", "--model", str(model), "--workload", workload, "--generate", generate]
+    words += ["--micro", str(micro), "--gate", "{gate}", "--rows", "{rows}"]
+    return Contestant(f"trl {generate} {micro} {threads}", folder, words, threads)
+
+
+def posterior(folder: Path, model: Path, workload: str, staleness: int) -> Contestant:
+    name = "posterior" if staleness == 0 else f"posterior s{staleness}"
+    run = folder / f"run{staleness}"
+    gate = folder / name.replace(" ", "_")
+    # taking turns, each stage may use both cores; overlapping stages share them
+    threads = {"sampler_threads": 2 if staleness == 0 else 1, "learner_threads": 2}
+    config = {
+        "name": "bench",
+        "model": {"path": str(model), "max_length": PROMPT_WORDS + TOKENS[workload]},
+        "env": {"name": "benchmarks.workloads:Words", "args": {"gate": str(gate)}},
+        "algorithm": {"name": "rlvr", "preset": "grpo", "group_size": GROUP_SIZE},
+        "sampling": {"temperature": 1.0, "max_tokens": TOKENS[workload]},
+        "train": {
+            "steps": 1_000_000,
+            "batch_groups": GROUPS,
+            "staleness": staleness,
+            "checkpoint_every": 1_000_000,
+            "optimiser": {"lr": 1e-6},
+        },
+        "eval": {"every": 0},
+        "log": {"traces_every": 0},
+        "resources": threads,
+    }
+    path = folder / f"posterior{staleness}.yaml"
+    path.write_text(yaml.safe_dump(config))
+    words = ["posterior", "train", str(path), "--out", str(run)]
+    return Contestant(name, folder, words, threads["learner_threads"], run / "metrics.jsonl")
+
+
+def bare(folder: Path, model: Path, workload: str, what: str, budget: int = 0, lengths: Path = Path()) -> Contestant:
+    words = ["benchmarks.bare", what, "--model", str(model), "--workload", workload, "--gate", "{gate}"]
+    words += ["--rows", "{rows}", *(["--lengths", str(lengths), "--budget", str(budget)] if budget else [])]
+    return Contestant(f"bare {what} {budget or ''}".strip(), folder, words, 2)
+
+
+@contextmanager
+def running(contestants: Sequence[Contestant]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for contestant in contestants:
+            contestant.close()
+
+
+def choose(folder: Path, model: Path, workload: str, steps: int, settings: Sequence[Any]) -> dict[Any, float]:
+    """Median seconds a step of every TRL setting, each alone on the machine."""
+    found = {}
+    for setting in settings:
+        one = trl(folder / "choice", model, workload, *setting)
+        with running([one]):
+            one.ready()
+            found[setting] = float(np.median([row["seconds"] for row in one.block(steps)]))
+        _say(f"{workload}: {one.name}: {found[setting]:.2f} s a step")
+    return found
+
+
+def compete(folder: Path, model: Path, workload: str, best: Sequence[Any], rounds: int, steps: int) -> Rounds:
+    """Blocks of steps in turns, in an order that changes from round to round."""
+    starts = [lambda s=setting: trl(folder, model, workload, *s) for setting in best]
+    starts += [lambda s=s: posterior(folder, model, workload, s) for s in (0, 1)]
+    starts += [lambda: bare(folder, model, workload, "generate")]
+    contestants: list[Contestant] = []
+    done: Rounds = {}
+    with running(contestants):
+        for start in starts:
+            contestants.append(start())
+            contestants[-1].ready()
+            contestants[-1].block(1)
+        for budget in BUDGETS[workload]:
+            contestants.append(bare(folder, model, workload, "learn", budget, contestants[-1 if budget == BUDGETS[workload][0] else -2].rows_file))
+            contestants[-1].ready()
+            contestants[-1].block(1)
+        for turn in range(rounds):
+            order = np.random.default_rng(turn).permutation(len(contestants))
+            for contestant in (contestants[i] for i in order):
+                block = contestant.block(steps)
+                done.setdefault(contestant.name, []).append(block)
+                _say(f"{workload} round {turn + 1}/{rounds}: {contestant.name}: {_mean(block, 'seconds'):.2f} s a step")
+    return done
+
+
+def _mean(block: Sequence[dict[str, Any]], key: str) -> float:
+    return float(np.mean([row[key] for row in block]))
+
+
+def _normal(rounds: Rounds) -> None:
+    """Give Posterior's metrics rows the names that the others use."""
+    for name in (n for n in rounds if n.startswith("posterior")):
+        for row in itertools.chain(*rounds[name]):
+            row["seconds"], row["tokens"] = row["time/total"], row["tokens/batch"]
+            row.update({k.removeprefix("time/"): v for k, v in row.items() if k.startswith("time/")})
+
+
+def _interval(values: np.ndarray) -> tuple[float, float]:
+    """95 % bootstrap interval of the mean over rounds."""
+    rng = np.random.default_rng(0)
+    means = rng.choice(values, (4000, len(values))).mean(1)
+    return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
+
+
+STAGES = {
+    "trl": ("generate", "weights", "prepare", "forward_backward", "rest"),
+    "posterior": ("wait", "score", "credit", "forward_backward", "publish", "log"),
+}
+
+
+def measures(workload: str, rounds: Rounds) -> list[Measure]:
+    out: list[Measure] = []
+
+    def add(name: str, values: np.ndarray, unit: str, target: float | None = None) -> None:
+        out.append(Measure(f"{workload}_{name}", float(values.mean()), unit, target=target))
+        low, high = _interval(values)
+        out.append(Measure(f"{workload}_{name}_low", low, unit))
+        out.append(Measure(f"{workload}_{name}_high", high, unit))
+
+    step = {name: np.array([_mean(block, "seconds") for block in blocks]) for name, blocks in rounds.items()}
+    token = {name: step[name] / [_mean(block, "tokens") for block in blocks] for name, blocks in rounds.items()}
+    peers = [name for name in rounds if name.startswith("trl")]
+    peer = min(peers, key=lambda name: step[name].mean())
+    learn = min((n for n in rounds if n.startswith("bare learn")), key=lambda n: token[n].mean())
+    floor = token["bare generate"] + token[learn]
+    add("vs_trl", step[peer] / step["posterior"], "x", target=1.0 if workload == "w1" else 3.0)
+    add("vs_trl_per_token", token[peer] / token["posterior"], "x")
+    add("efficiency", floor / token["posterior"], "x", target=0.9)
+    if "posterior s1" in rounds:
+        add("vs_trl_staleness_1", step[peer] / step["posterior s1"], "x")
+    for name, blocks in rounds.items():
+        label = name.replace(" ", "_")
+        out.append(Measure(f"{workload}_{label}_step", float(step[name].mean()), "s"))
+        out.append(Measure(f"{workload}_{label}_samples_per_second", BATCH / float(step[name].mean()), "1/s"))
+        out.append(Measure(f"{workload}_{label}_tokens_per_second", 1 / float(token[name].mean()), "1/s"))
+        for stage in STAGES.get(name.split()[0], ()):
+            seconds = float(np.mean([_mean(block, stage) for block in blocks]))
+            out.append(Measure(f"{workload}_{label}_{stage}", seconds, "s"))
+    return out
+
+
+def run(args: argparse.Namespace) -> list[Measure]:
+    out: list[Measure] = []
+    settings = [("transformers", 64, 2)] if args.quick else SETTINGS
+    rounds, steps = (2, 1) if args.quick else (args.rounds, args.steps)
+    with tempfile.TemporaryDirectory(prefix="posterior-bench-") as name:
+        for workload in args.workloads:
+            folder = Path(name) / workload
+            folder.mkdir()
+            model = write_model(folder / "model", workload)
+            chosen = choose(folder, model, workload, 2, settings)
+            best = [
+                min((s for s in chosen if s[0] == generate), key=chosen.__getitem__)
+                for generate in sorted({s[0] for s in chosen})
+            ]
+            done = compete(folder, model, workload, best, rounds, steps)
+            _normal(done)
+            out += measures(workload, done)
+            out += [
+                Measure(f"{workload}_choice_trl_{generate}_{micro}_{threads}_step", seconds, "s")
+                for (generate, micro, threads), seconds in chosen.items()
+            ]
+    return out
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(
+        main(
+            __doc__,
+            run,
+            ("--workloads", {"nargs": "+", "choices": ["w1", "w2"], "default": ["w1", "w2"]}),
+            ("--rounds", {"type": int, "default": 5, "help": "alternations (default 5)"}),
+            ("--steps", {"type": int, "default": 4, "help": "steps of each turn (default 4)"}),
+        )
+    )
