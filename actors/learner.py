@@ -71,7 +71,7 @@ class LearnerConfig:
     steps: int
     epochs: int
     minibatches: int
-    token_budget: int
+    token_budget: int | None
     max_bad_steps: int
     checkpoint_every: int
     keep_checkpoints: int

@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from actors.types import Group
-from models.forward import Distribution, TokenForward, collate, make_view, plan_microbatches
+from models.forward import Distribution, TokenForward, collate, deal, make_view, plan_microbatches, token_budget_of
 from models.loading import RoleModel
 from models.roles import RoleSpec
 from models.terms import Term
@@ -94,7 +94,8 @@ class Totals:
 class Updater:
     """Holds the trainable roles' models and optimisers.
 
-    models: role -> model (all of one device). half: autocast to bfloat16. on one rank nothing is communicated.
+    models: role -> model (all of one device). token_budget: positions of a micro-batch, None for as many as fit.
+    half: autocast to bfloat16. on one rank nothing is communicated.
     """
 
     def __init__(
@@ -104,7 +105,7 @@ class Updater:
         specs: Mapping[str, RoleSpec],
         optimisers: Mapping[str, OptimiserConfig],
         distribution: Distribution,
-        token_budget: int,
+        token_budget: int | None,
         *,
         device: str = "cpu",
         half: bool = False,
@@ -115,7 +116,7 @@ class Updater:
         self.specs = dict(specs)
         self.settings = dict(optimisers)
         self.distribution = distribution
-        self.token_budget = token_budget
+        self.token_budget = token_budget or min(token_budget_of(model, device) for model in models.values())
         self.device = device
         self.half = half
         self.sharded = sharded
@@ -194,17 +195,16 @@ class Updater:
     def _backward(self, role: str, groups: Sequence[Group], totals: Totals, gap_version: int | None) -> bool:
         rows = self._rows(role, groups)
         denominators = count_denominators(rows)
-        # deal rows out by length so that ranks get like amounts of work
-        order = sorted(range(len(rows)), key=lambda i: (len(rows[i].view), i))
-        mine = [rows[i] for i in order[self.rank :: self.world]]
+        packs, budget = self.models[role].packs, self.token_budget
+        mine = [rows[i] for i in deal([row.view.token for row in rows], self.world, packs)[self.rank]]
         finite = True
-        plans = plan_microbatches([len(row.view) for row in mine], self.token_budget)
+        plans = plan_microbatches([row.view.token for row in mine], budget, packs)
         # sharded layers communicate in every pass, so all ranks must make equally many
         passes = max(_all_gather(len(plans))) if self.sharded else len(plans)
         for plan in plans:
             finite &= self._micro(role, [mine[i] for i in plan], denominators, totals, gap_version)
         for _ in range(passes - len(plans)):
-            self._idle_pass(role, rows[order[0]])
+            self._idle_pass(role, min(rows, key=lambda row: len(row.view)))
         if self.world > 1 and not self.sharded:
             for parameter in self.models[role].parameters():
                 if parameter.requires_grad:

@@ -114,8 +114,9 @@ def compete(folder: Path, model: Path, workload: str, best: Sequence[Any], round
             contestants.append(start())
             contestants[-1].ready()
             contestants[-1].block(1)
+        lengths = contestants[-1].rows_file
         for budget in BUDGETS[workload]:
-            contestants.append(bare(folder, model, workload, "learn", budget, contestants[-1 if budget == BUDGETS[workload][0] else -2].rows_file))
+            contestants.append(bare(folder, model, workload, "learn", budget, lengths))
             contestants[-1].ready()
             contestants[-1].block(1)
         for turn in range(rounds):
@@ -123,7 +124,8 @@ def compete(folder: Path, model: Path, workload: str, best: Sequence[Any], round
             for contestant in (contestants[i] for i in order):
                 block = contestant.block(steps)
                 done.setdefault(contestant.name, []).append(block)
-                _say(f"{workload} round {turn + 1}/{rounds}: {contestant.name}: {_mean(block, 'seconds'):.2f} s a step")
+                key = "time/total" if "time/total" in block[0] else "seconds"
+                _say(f"{workload} round {turn + 1}/{rounds}: {contestant.name}: {_mean(block, key):.2f} s a step")
     return done
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from models.loading import RoleModel
+from models.packing import plan_packed, shared_with_previous, sort_rows
 from models.roles import Template
 from models.terms import Batch
 from models.trace import Kind, Trace, View
@@ -32,11 +33,15 @@ def make_view(trace: Trace, template: Template | None) -> View:
     return trace.view(None if template is None else template(trace))
 
 
-def plan_microbatches(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
-    """Split rows into micro-batches of at most `token_budget` padded positions, rows of like length together.
+def plan_microbatches(rows: Sequence[np.ndarray], token_budget: int, packs: bool) -> list[list[int]]:
+    """Split token rows into micro-batches of at most `token_budget` positions that the model computes.
 
-    A single row longer than the budget gets a micro-batch of its own. Returns row indices; every row appears once.
+    packs: distinct positions count, rows with equal beginnings stay together. Otherwise padded ones do, rows of like length stay
+    together. A single row longer than the budget gets a micro-batch of its own. Returns row indices; every row appears once.
     """
+    if packs:
+        return plan_packed(rows, token_budget)
+    lengths = [len(row) for row in rows]
     order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
     plan: list[list[int]] = []
     for row in order:
@@ -46,6 +51,35 @@ def plan_microbatches(lengths: Sequence[int], token_budget: int) -> list[list[in
         else:
             plan.append([row])
     return plan
+
+
+def token_budget_of(model: RoleModel, device: torch.device | str) -> int:
+    """Positions of one micro-batch whose activations fit in a share of the memory: 2 GiB on a CPU, a quarter of a GPU.
+
+    Fixed on a CPU, so that a run does not depend on the machine's memory. Per position and layer a decoder keeps about 16 vectors of
+    the model's width and 4 of its feed-forward width for the backward pass.
+    """
+    config = model.base.config.get_text_config()
+    width = config.hidden_size
+    kept = 16 * width + 4 * (getattr(config, "intermediate_size", None) or 4 * width)
+    place = torch.device(device)
+    memory = torch.cuda.get_device_properties(place).total_memory // 4 if place.type == "cuda" else 2 << 30
+    return int(min(max(memory // (4 * kept * config.num_hidden_layers), 512), 1 << 16))
+
+
+def deal(rows: Sequence[np.ndarray], ranks: int, packs: bool) -> list[list[int]]:
+    """Give every rank its rows, like amounts of work each: indices of token rows by rank.
+
+    packs: runs of rows with equal beginnings stay on one rank, as far as the amounts allow.
+    """
+    if not packs:
+        order = sorted(range(len(rows)), key=lambda i: (len(rows[i]), i))
+        return [order[rank::ranks] for rank in range(ranks)]
+    order = sort_rows(rows)
+    ordered = [rows[i] for i in order]
+    done = np.cumsum([len(row) for row in ordered] - shared_with_previous(ordered))
+    share = np.minimum((done - 1) * ranks // max(int(done[-1]), 1), ranks - 1) if len(rows) else done
+    return [[i for i, rank in zip(order, share, strict=True) if rank == wanted] for wanted in range(ranks)]
 
 
 def collate(traces: Sequence[Trace], views: Sequence[View], device: torch.device | str = "cpu") -> Batch:
@@ -126,14 +160,20 @@ class TokenForward:
         self.distribution = distribution
 
     @cached_property
+    def _hidden(self) -> tuple[Tensor, Tensor]:
+        return self.model.hidden(self.batch.token_BT, self.batch.length_B)
+
+    @cached_property
     def hidden_BTD(self) -> Tensor:
-        return self.model.hidden(self.batch.token_BT)
+        hidden_ND, at_BT = self._hidden
+        return hidden_ND[at_BT]
 
     @cached_property
     def _scores(self) -> tuple[Tensor, Tensor]:
         scored = self.batch.scored_BT
+        hidden_ND, at_BT = self._hidden
         # the hidden state at t-1 predicts the token at t
-        hidden = self.hidden_BTD[:, :-1][scored[:, 1:]]
+        hidden = hidden_ND.index_select(0, at_BT[:, :-1][scored[:, 1:]])
         token = self.batch.token_BT[scored]
         logprob, entropy = self._chunked(hidden, token)
         zeros = torch.zeros(scored.shape, dtype=torch.float32, device=scored.device)
@@ -194,7 +234,7 @@ def score_traces(
     out: list[np.ndarray] = [np.zeros(0, np.float32)] * len(traces)
     was_training = model.training
     model.eval()
-    for rows in plan_microbatches([len(v) for v in views], token_budget):
+    for rows in plan_microbatches([v.token for v in views], token_budget, model.packs):
         batch = collate([traces[i] for i in rows], [views[i] for i in rows], device)
         forward = TokenForward(model, batch, distribution)
         values_BT = (forward.logprobs_BT if head == "lm" else forward.values_BT).cpu().numpy()

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from models.packing import enable, pack, packed_hidden
+
+log = logging.getLogger("posterior.models")
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -61,25 +66,34 @@ class RoleModel(nn.Module):
     """A causal language model with an optional head of one output a position.
 
     lm: the Hugging Face model. head: None, or a linear layer [D -> 1] initialised at zero, so that a fresh value is 0.
+    packs: whether the model reads packed rows (`models.packing`); if not, rows are padded.
     """
 
-    def __init__(self, lm: Any, head: nn.Linear | None = None) -> None:
+    def __init__(self, lm: Any, head: nn.Linear | None = None, packs: bool = False) -> None:
         super().__init__()
         self.lm = lm
         self.head = head
+        self.packs = packs
 
     @property
     def base(self) -> Any:
         """The language model without adapters' wrapper."""
         return self.lm.get_base_model() if hasattr(self.lm, "get_base_model") else self.lm
 
-    def hidden(self, token_BT: Tensor) -> Tensor:
-        """Final hidden states [B, T, D], after the last norm, of right-padded ids. Causal attention makes a mask needless."""
-        return self.base.model(input_ids=token_BT, use_cache=False).last_hidden_state
+    def hidden(self, token_BT: Tensor, length_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Final hidden states, after the last norm, of right-padded rows: ([N, D] of the batch's distinct positions, int64[B, T] of
+        where each padded position stands among them)."""
+        if not self.packs:
+            # causal attention makes a mask needless
+            hidden_BTD = self.base.base_model(input_ids=token_BT, use_cache=False).last_hidden_state
+            at_BT = torch.arange(token_BT.numel(), device=token_BT.device).view(token_BT.shape)
+            return hidden_BTD.flatten(0, 1), at_BT
+        packing = pack(token_BT.cpu().numpy(), length_B.cpu().numpy(), token_BT.device)
+        return packed_hidden(self.base, packing), packing.at_BT
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """[N, V] logits of selected hidden states."""
-        return self.base.lm_head(hidden_ND)
+        return self.base.get_output_embeddings()(hidden_ND)
 
     def value(self, hidden_BTD: Tensor) -> Tensor:
         """float32[B, T] of the head."""
@@ -110,6 +124,9 @@ def load_role(
         lm: Any = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype], trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise ModelError(f"no causal language model can be loaded from {path}: {_first_line(error)}") from error
+    packs = enable(lm)
+    if not packs:
+        log.warning("%s cannot read packed rows (its attention is its own): rows are padded, which is slower", path)
     linear = None
     if head != "lm":
         linear = nn.Linear(lm.config.hidden_size, 1, dtype=torch.float32)
@@ -133,7 +150,7 @@ def load_role(
                 task_type="CAUSAL_LM",
             ),
         )
-    return RoleModel(lm, linear)
+    return RoleModel(lm, linear, packs)
 
 
 def merged_weights(model: RoleModel) -> dict[str, np.ndarray]:

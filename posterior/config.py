@@ -86,8 +86,8 @@ class Train(Section):
     """Passes over each batch."""
     minibatches: PositiveInt = 1
     """Optimiser steps a pass."""
-    token_budget: PositiveInt = 2048
-    """Padded positions (rows times longest row) of one micro-batch; memory, not the gradient, depends on it."""
+    token_budget: PositiveInt | None = None
+    """Positions of one micro-batch (null: as many as fit in a share of the memory); memory, not the gradient, depends on it."""
     staleness: NonNegativeInt = 0
     """S: a batch of version v holds no group admitted before version v - S; 0 is synchronous."""
     optimiser: Optimiser = Field(default_factory=Optimiser)
