@@ -20,8 +20,8 @@ class ChatFormat:
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
         self.has_template = bool(getattr(tokenizer, "chat_template", None))
-        self._open = tuple(tokenizer.encode(THINK_OPEN, add_special_tokens=False))
-        self._close = tuple(tokenizer.encode(THINK_CLOSE, add_special_tokens=False))
+        self._open = self._mark(THINK_OPEN)
+        self._close = self._mark(THINK_CLOSE)
 
     def prompt_ids(self, prompt: str | Sequence[dict[str, str]]) -> np.ndarray:
         """int32[P] ids of a prompt: raw text as it stands, messages through the chat template with the answer opened.
@@ -59,8 +59,7 @@ class ChatFormat:
         is action: (0, True). A thought that never closed leaves no action: (n, False).
         """
         ids = emitted.tolist()
-        opened = _ends_with(prompt[-32:].tolist(), self._open) or self._starts_open(ids)
-        if not opened:
+        if not self._open or not (_ends_with(prompt[-32:].tolist(), self._open) or self._starts_open(ids)):
             return 0, True
         at = _find(ids, self._close)
         if at >= 0:
@@ -74,6 +73,11 @@ class ChatFormat:
     def pieces(self, ids: Sequence[int] | np.ndarray) -> list[str]:
         """The text of each token on its own, special tokens included, for display."""
         return self.tokenizer.batch_decode([[int(i)] for i in ids])
+
+    def _mark(self, text: str) -> tuple[int, ...]:
+        """The ids that spell a mark; none where the vocabulary cannot (an unknown token would match unrelated text)."""
+        ids = tuple(self.tokenizer.encode(text, add_special_tokens=False))
+        return () if self.tokenizer.unk_token_id in ids else ids
 
     def _render(self, messages: list[dict[str, str]], opened: bool) -> str:
         return self.tokenizer.apply_chat_template(messages, add_generation_prompt=opened, tokenize=False)
