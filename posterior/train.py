@@ -14,6 +14,7 @@ from actors.collector import Neighbours
 from actors.learner import LearnerConfig, learner_loop
 from actors.update import OptimiserConfig
 from posterior import launch
+from posterior.cluster import ClusterError, StopSignals, cluster, refuse_lost
 from posterior.config import Optimiser, RunConfig
 from posterior.config_load import ConfigError, Resolved, dump, load
 from posterior.progress import Progress
@@ -29,14 +30,20 @@ class RunFailed(RuntimeError):
 
 def train(resolved: Resolved, out: Path | None = None, as_json: bool = False) -> dict[str, Any]:
     """Train as configured; returns result.json's content with the run directory and the report's path."""
+    refuse_lost(out)
     plan = launch.make_plan(resolved.config)
     run = RunDir.create(resolved.config.name, out)
     write_atomic(run.config, dump(resolved.config))
-    return _run(plan, run)
+    try:
+        return _run(plan, run)
+    except ClusterError:
+        run.discard()
+        raise
 
 
 def resume(run_dir: Path) -> dict[str, Any]:
     """Continue a stopped run from its newest checkpoint (from the start if it has none)."""
+    refuse_lost(run_dir)
     run = RunDir.open(run_dir)
     if run.read_result().get("status") == "finished":
         raise ConfigError(f"the run {run.path} is finished; raise train.steps in its config.yaml to train it further")
@@ -89,7 +96,7 @@ def _optimiser(defaults: Optimiser, overrides: dict[str, Any]) -> OptimiserConfi
 def _run(plan: launch.Plan, run: RunDir) -> dict[str, Any]:
     config = plan.config
     _say(f"run directory: {run.path}")
-    with launch.cluster(config, launch.needed_resources(plan, learners=True)):
+    with cluster(config.resources, launch.needed_resources(plan, learners=True)):
         neighbours = launch.start_neighbours(plan, armed=False)
         collector = launch.start_collector(plan)
         failure = _fit(run, collector, learner_config(plan, run, collector, neighbours), plan.config)
@@ -139,14 +146,13 @@ def _fit(run: RunDir, collector: Any, learner: LearnerConfig, config: RunConfig)
     thread = threading.Thread(target=fit, daemon=True)
     thread.start()
     asked = False
-    with Progress(run, config.train.steps) as progress:
+    with Progress(run, config.train.steps) as progress, StopSignals() as stop:
         while thread.is_alive():
-            try:
-                progress.update()
-                time.sleep(0.2)
-            except KeyboardInterrupt:
-                if asked:
-                    raise
+            progress.update()
+            time.sleep(0.2)
+            if stop.count > 1:
+                raise KeyboardInterrupt
+            if stop.count and not asked:
                 asked = True
                 progress.say("stopping after this step, with a checkpoint; press Ctrl-C again to stop at once")
                 ray.get(collector.request_stop.remote())

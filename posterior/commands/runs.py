@@ -52,7 +52,7 @@ def _train(resolved: Resolved, args: argparse.Namespace) -> dict[str, Any]:
 def resume(args: argparse.Namespace) -> dict[str, Any]:
     from posterior.train import resume as run
 
-    result = run(_folder(args.run_dir))
+    result = run(args.run_dir)
     _show_run(result, args)
     return result
 
