@@ -14,7 +14,7 @@ from actors.collector import Neighbours
 from actors.learner import LearnerConfig, learner_loop
 from actors.update import OptimiserConfig
 from posterior import launch
-from posterior.cluster import ClusterError, StopSignals, cluster, refuse_lost
+from posterior.cluster import ClusterError, StopSignals, cluster
 from posterior.config import Optimiser, RunConfig
 from posterior.config_load import ConfigError, Resolved, dump, load
 from posterior.progress import Progress
@@ -30,7 +30,6 @@ class RunFailed(RuntimeError):
 
 def train(resolved: Resolved, out: Path | None = None, as_json: bool = False) -> dict[str, Any]:
     """Train as configured; returns result.json's content with the run directory and the report's path."""
-    refuse_lost(out)
     plan = launch.make_plan(resolved.config)
     run = RunDir.create(resolved.config.name, out)
     write_atomic(run.config, dump(resolved.config))
@@ -43,7 +42,6 @@ def train(resolved: Resolved, out: Path | None = None, as_json: bool = False) ->
 
 def resume(run_dir: Path) -> dict[str, Any]:
     """Continue a stopped run from its newest checkpoint (from the start if it has none)."""
-    refuse_lost(run_dir)
     run = RunDir.open(run_dir)
     if run.read_result().get("status") == "finished":
         raise ConfigError(f"the run {run.path} is finished; raise train.steps in its config.yaml to train it further")
