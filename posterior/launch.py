@@ -20,7 +20,7 @@ from actors.types import SamplingParams
 from algorithms.base import Algorithm, Context
 from algorithms.registry import find as find_algorithm
 from models.forward import Distribution
-from models.loading import check_model_path, load_tokenizer, stop_ids
+from models.loading import check_model_path, load_config, load_tokenizer, stop_ids
 from models.roles import RoleSpec
 from posterior.config import EMBEDDED, RunConfig
 from posterior.config_load import ConfigError
@@ -74,7 +74,8 @@ class Plan:
 def make_plan(config: RunConfig) -> Plan:
     """Check what can be checked without starting anything. Raises ConfigError and its kin, one sentence each."""
     model = model_path(config.model.path)
-    load_tokenizer(model, config.model.trust_remote_code)
+    load_config(model, config.model.trust_remote_code)
+    stop_ids(model, load_tokenizer(model, config.model.trust_remote_code))
     if config.sampling.max_tokens >= config.model.max_length:
         raise ConfigError(
             f"sampling.max_tokens is {config.sampling.max_tokens}, which leaves no room for a prompt in model.max_length "
@@ -106,18 +107,21 @@ def make_plan(config: RunConfig) -> Plan:
 
 def check_env(config: RunConfig) -> None:
     """Build the environment once, here, so that a wrong name or argument is told before anything starts."""
+    from envs.conform import check_splits, faultless, first_task
     from envs.registry import make
 
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
-    env = make(config.env.name, config.env.args)
-    splits = list(env.splits())
+    name = config.env.name
+    env = make(name, config.env.args)
+    splits = check_splits(env, name)
     for split in config.eval.splits if config.eval.every else ():
         if split not in splits:
             near = difflib.get_close_matches(split, splits, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(splits)}"
-            raise ConfigError(f"eval.splits: environment {config.env.name} has no split {split!r}; {hint}")
-    env.ready()
+            raise ConfigError(f"eval.splits: environment {name} has no split {split!r}; {hint}")
+    faultless(name, "ready()", env.ready)
+    first_task(env, name, splits[0])
 
 
 def needed_resources(plan: Plan, *, learners: bool) -> dict[str, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import threading
 import time
@@ -10,9 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from actors import checkpoint
 from actors.collector import Neighbours
 from actors.learner import LearnerConfig, learner_loop
 from actors.update import OptimiserConfig
+from models.loading import load_config
 from posterior import launch
 from posterior.cluster import ClusterError, StopSignals, cluster
 from posterior.config import Optimiser, RunConfig
@@ -45,7 +48,15 @@ def resume(run_dir: Path) -> dict[str, Any]:
     run = RunDir.open(run_dir)
     if run.read_result().get("status") == "finished":
         raise ConfigError(f"the run {run.path} is finished; raise train.steps in its config.yaml to train it further")
-    return _run(launch.make_plan(load(run.config, []).config), run)
+    plan = launch.make_plan(load(run.config, []).config)
+    found = checkpoint.latest(run.checkpoints)
+    if found is not None:
+        checkpoint.check_model(found, load_config(plan.model, plan.config.model.trust_remote_code))
+    for newer in sorted(run.checkpoints.glob("step_*"), reverse=True):
+        if newer == found:
+            break
+        _say(f"passing over a damaged checkpoint: {checkpoint.damage(newer)}; continuing from {found}")
+    return _run(plan, run)
 
 
 def learner_config(plan: launch.Plan, run: RunDir, collector: Any, neighbours: Neighbours) -> LearnerConfig:
@@ -100,7 +111,7 @@ def _run(plan: launch.Plan, run: RunDir) -> dict[str, Any]:
         failure = _fit(run, collector, learner_config(plan, run, collector, neighbours), plan.config)
     result = run.read_result()
     if failure is not None and result.get("status") != "failed":
-        raise RunFailed(f"training stopped: {failure}; continue with `posterior resume {run.path}`") from failure
+        raise RunFailed(f"training stopped: {cause(failure)}; continue with `posterior resume {run.path}`") from failure
     from posterior.report import write_report
 
     report = write_report([run.path])
@@ -156,6 +167,15 @@ def _fit(run: RunDir, collector: Any, learner: LearnerConfig, config: RunConfig)
                 ray.get(collector.request_stop.remote())
         progress.update()
     return failure[0] if failure else None
+
+
+def cause(failure: BaseException) -> str:
+    """What a failure comes down to: the last line of the innermost traceback that its text quotes, or its first line."""
+    lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
+    quoted = [
+        line for line in lines if re.match(r"[A-Za-z_][\w.]*(Error|Exception|Stopped|Lost|Fault|Died|Exit)\b", line)
+    ]
+    return (quoted or lines or [type(failure).__name__])[-1 if quoted else 0]
 
 
 def _quiet_ray_train() -> None:
