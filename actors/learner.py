@@ -25,10 +25,10 @@ import torch.distributed as dist
 from actors import checkpoint
 from actors.clients import ActorLost, unwrap
 from actors.collector import BatchReply, CollectionStopped, EvalReply, Neighbours
+from actors.env_worker import EnvFault
 from actors.sharding import shard
 from actors.types import Group
 from actors.update import OptimiserConfig, Updater
-from envs.conform import EnvFault
 from models.flops import FlopModel
 from models.forward import Distribution, score_traces
 from models.loading import load_role, load_tokenizer, merged_weights
