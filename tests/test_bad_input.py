@@ -307,7 +307,7 @@ def test_memory_and_processors_that_ray_does_not_get(fails: Fails, here: Path) -
 @pytest.mark.parametrize("package", ["envs", "models", "actors", "algorithms"])
 @pytest.mark.parametrize("entry", [["-m", "posterior", "envs", "list"], ["-m", "benchmarks.sandbox", "--quick"]])
 def test_a_users_folder_that_hides_a_package(here: Path, package: str, entry: list[str]) -> None:
-    """In the current folder, where `python -m` looks first, with and without __init__.py."""
+    """In the current folder, where `python -m` looks first."""
     (here / package).mkdir()
     (here / package / "__init__.py").write_text("")
     done = subprocess.run(
