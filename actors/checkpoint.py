@@ -116,8 +116,8 @@ def save(
             )
             (aside / "collector.pkl").write_bytes(pickle.dumps(collector_state))
             files = {str(p.relative_to(aside)): p.stat().st_size for p in sorted(aside.rglob("*")) if p.is_file()}
-            model = _identity(updater.models["policy"].base.config)
-            meta = {"format": FORMAT, "step": step, "model": model, "files": files}
+            of = _identity(updater.models["policy"].base.config)
+            meta = {"format": FORMAT, "step": step, "model": of, "files": files}
             (aside / "meta.json").write_text(json.dumps(meta, indent=2))
             _flush(aside)
             if final.exists():

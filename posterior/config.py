@@ -117,7 +117,7 @@ class Evaluation(Section):
 
 class Resources(Section):
     address: str = "local"
-    """Ray cluster: "local" starts one for the run, "auto" joins a running one, or ray://host:port."""
+    """Ray cluster: "local" starts one for the run, "auto" joins a running one, or host:port; RAY_ADDRESS goes before it."""
     samplers: PositiveInt = 1
     """Sampler actors (each one vLLM engine)."""
     sampler_cpus: NonNegativeFloat = 1

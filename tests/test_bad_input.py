@@ -260,8 +260,7 @@ def test_run_directories(fails: Fails, here: Path) -> None:
 @pytest.fixture
 def stranger() -> Iterator[int]:
     """The port of a server that is not Ray."""
-    server = http.server.HTTPServer(("127.0.0.1", 0), http.server.SimpleHTTPRequestHandler)
-    server.RequestHandlerClass.log_message = lambda *_: None  # type: ignore[method-assign,assignment]
+    server = http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server.server_port
     server.shutdown()
