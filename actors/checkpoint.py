@@ -36,9 +36,46 @@ class CheckpointError(ValueError):
 
 
 def latest(folder: Path) -> Path | None:
-    """The newest whole checkpoint of a run, or None."""
-    found = sorted(p for p in folder.glob("step_*") if (p / "meta.json").is_file())
-    return found[-1] if found else None
+    """The newest whole checkpoint of a run, or None if there is none at all.
+
+    A damaged one is passed over. Raises CheckpointError if there are only damaged ones: starting anew would lose the run.
+    """
+    faults = []
+    for path in sorted(folder.glob("step_*"), reverse=True):
+        fault = damage(path)
+        if fault is None:
+            return path
+        faults.append(fault)
+    if faults:
+        raise CheckpointError(
+            f"no checkpoint in {folder} is whole ({faults[0]}); bring one back from a copy, or empty this folder to start anew"
+        )
+    return None
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint, by the sizes of its files, or None."""
+    try:
+        meta = read_meta(path)
+    except CheckpointError as error:
+        return str(error)
+    for name, size in meta.get("files", {}).items():
+        file = path / name
+        if not file.is_file():
+            return f"{file} is missing"
+        if file.stat().st_size != size:
+            return f"{file} has {file.stat().st_size} bytes instead of {size}"
+    return None
+
+
+def check_model(path: Path, config: Any) -> None:
+    """Raise CheckpointError unless a checkpoint is of a model with this configuration (of transformers)."""
+    was, mine = read_meta(path)["model"], _identity(config)
+    if was != mine:
+        raise CheckpointError(
+            f"checkpoint {path} is of another model: it was {was}, the configured one is {mine}; put the run's own model.path "
+            "back, or start a new run with the other model"
+        )
 
 
 def save(
@@ -78,7 +115,9 @@ def save(
                 aside / "trainer.pt",
             )
             (aside / "collector.pkl").write_bytes(pickle.dumps(collector_state))
-            meta = {"format": FORMAT, "step": step, "model": _identity(updater.models["policy"])}
+            files = {str(p.relative_to(aside)): p.stat().st_size for p in sorted(aside.rglob("*")) if p.is_file()}
+            of = _identity(updater.models["policy"].base.config)
+            meta = {"format": FORMAT, "step": step, "model": of, "files": files}
             (aside / "meta.json").write_text(json.dumps(meta, indent=2))
             _flush(aside)
             if final.exists():
@@ -98,7 +137,11 @@ def read_meta(path: Path) -> dict[str, Any]:
     """meta.json of a checkpoint; raises CheckpointError when it is not one of ours."""
     try:
         meta = json.loads((path / "meta.json").read_text())
-    except (OSError, ValueError) as error:
+        if not isinstance(meta, dict):
+            raise ValueError("meta.json is no object")
+    except OSError as error:
+        raise CheckpointError(f"{path / 'meta.json'} cannot be read: {error.strerror}") from error
+    except ValueError as error:
         raise CheckpointError(f"{path} is not a checkpoint of Posterior: {error}") from error
     if meta.get("format") != FORMAT:
         raise CheckpointError(f"checkpoint {path} has format {meta.get('format')}, this version reads {FORMAT}")
@@ -111,12 +154,15 @@ def restore(path: Path, updater: Updater) -> tuple[int, dict[str, Any], dict[str
     The roles' weights themselves were loaded from the checkpoint's folders when the models were built.
     """
     meta = read_meta(path)
-    mine = _identity(updater.models["policy"])
-    if meta["model"] != mine:
+    check_model(path, updater.models["policy"].base.config)
+    try:
+        saved = torch.load(path / "trainer.pt", map_location="cpu", weights_only=False)
+        collector_state = pickle.loads((path / "collector.pkl").read_bytes())
+    except Exception as error:  # unpickling damaged bytes raises anything
         raise CheckpointError(
-            f"checkpoint {path} is of another model: it was {meta['model']}, the configured one is {mine}"
-        )
-    saved = torch.load(path / "trainer.pt", map_location="cpu", weights_only=False)
+            f"checkpoint {path} cannot be read ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}); "
+            "delete its folder to continue from the one before it"
+        ) from error
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     for role, state in saved["optimisers"].items():
         set_optimizer_state_dict(updater.models[role], updater.optimisers[role], state, options=options)
@@ -125,7 +171,6 @@ def restore(path: Path, updater: Updater) -> tuple[int, dict[str, Any], dict[str
             updater.models[role].load_state_dict(adapters, strict=False)
     updater.updates = saved["updates"]
     torch.set_rng_state(saved["torch_rng"])
-    collector_state = pickle.loads((path / "collector.pkl").read_bytes())
     return meta["step"], collector_state, saved["algorithm"]
 
 
@@ -134,10 +179,10 @@ def _adapters(model: RoleModel) -> dict[str, torch.Tensor]:
     return {name: p.detach().cpu() for name, p in model.named_parameters() if "lora_" in name}
 
 
-def _identity(model: RoleModel) -> str:
-    config: Mapping[str, Any] = model.base.config.to_dict()
+def _identity(config: Any) -> str:
+    values: Mapping[str, Any] = config.to_dict()
     keys = ("model_type", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
-    return ", ".join(f"{key} {config.get(key)}" for key in keys)
+    return ", ".join(f"{key} {values.get(key)}" for key in keys)
 
 
 def _flush(folder: Path) -> None:

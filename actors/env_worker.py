@@ -7,17 +7,15 @@ import logging
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from envs.base import Env, InfraError, Observation, SingleTurnEnv, Step, Task
+from envs.base import Env, GradeExpected, InfraError, Observation, SingleTurnEnv, Step, Task
+from envs.conform import EnvFault, check_observation, check_splits, check_step, check_task, check_tasks, raised
 
 log = logging.getLogger("posterior.env")
-
-
-class EnvFault(RuntimeError):
-    """The environment's own code raised: a bug to mend, not an answer to grade."""
 
 
 @dataclass
@@ -51,7 +49,7 @@ class EnvWorker:
 
     async def info(self) -> EnvInfo:
         env = self._first
-        return EnvInfo(isinstance(env, SingleTurnEnv), env.max_turns, tuple(env.splits()))
+        return EnvInfo(isinstance(env, SingleTurnEnv), env.max_turns, tuple(check_splits(env, self.name)))
 
     async def tasks(self, split: str, start: int, count: int, seed: int | None) -> list[Task]:
         """Tasks start..start+count-1 of a split's endless order.
@@ -65,8 +63,10 @@ class EnvWorker:
             if len(source) == 0:
                 raise EnvFault(f"environment {self.name}: the split {split!r} has no tasks")
             if seed is None:
-                return [source[i] for i in range(start, min(start + count, len(source)))]
-            return [source[_shuffled(i, len(source), seed)] for i in range(start, start + count)]
+                order: Iterable[int] = range(start, min(start + count, len(source)))
+            else:
+                order = (_shuffled(i, len(source), seed) for i in range(start, start + count))
+            return [check_task(source[i], self.name, split) for i in order]
         return self._advance(split, start, count, repeat=seed is not None)
 
     async def grade(self, task: Task, actions: Sequence[str], seed: int) -> list[Step | InfraError]:
@@ -77,9 +77,11 @@ class EnvWorker:
             env = self._take()
             try:
                 await env.reset(task, seed)
-                return await env.step(action)
+                return check_step(await env.step(action), self.name)
             except InfraError as error:
                 return error
+            except EnvFault:
+                raise
             except Exception as error:
                 raise self._fault(error, f"grading an answer to task {task.id}") from error
             finally:
@@ -91,16 +93,16 @@ class EnvWorker:
         """Start a multi-turn episode under a name of the caller's."""
         env = self._playing[episode] = self._take()
         try:
-            return await env.reset(task, seed)
-        except InfraError:
+            return check_observation(await env.reset(task, seed), self.name)
+        except (InfraError, EnvFault):
             raise
         except Exception as error:
             raise self._fault(error, f"reset of task {task.id}") from error
 
     async def step(self, episode: str, action: str) -> Step:
         try:
-            return await self._playing[episode].step(action)
-        except InfraError:
+            return check_step(await self._playing[episode].step(action), self.name)
+        except (InfraError, EnvFault):
             raise
         except Exception as error:
             raise self._fault(error, f"step of episode {episode}") from error
@@ -121,7 +123,7 @@ class EnvWorker:
         out: list[Task] = []
         empty = False
         while at < start + count:
-            task = next(stream, None)
+            task = self._guard(partial(next, stream, None), f"tasks({split!r})")
             if task is None:
                 if not repeat or empty:
                     break
@@ -129,7 +131,7 @@ class EnvWorker:
                 continue
             empty = False
             if at >= start:
-                out.append(task)
+                out.append(check_task(task, self.name, split))
             at += 1
         self._streams[split] = (stream, at)
         if not out:
@@ -138,7 +140,7 @@ class EnvWorker:
 
     def _ask(self, split: str) -> Iterable[Task]:
         """The environment's own answer, each time anew: a generator can be read only once."""
-        return self._guard(lambda: self._first.tasks(split), f"tasks({split!r})")
+        return check_tasks(self._guard(lambda: self._first.tasks(split), f"tasks({split!r})"), self.name, split)
 
     def _guard(self, call: Any, what: str) -> Any:
         try:
@@ -147,7 +149,9 @@ class EnvWorker:
             raise self._fault(error, what) from error
 
     def _fault(self, error: BaseException, what: str) -> EnvFault:
-        return EnvFault(f"environment {self.name} raised {type(error).__name__} in {what}: {error}")
+        if isinstance(error, GradeExpected):
+            return EnvFault(f"environment {self.name}: {error}")
+        return raised(self.name, what, error)
 
 
 def _shuffled(index: int, n: int, seed: int) -> int:

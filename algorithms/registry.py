@@ -33,6 +33,10 @@ def find(name: str) -> type[Algorithm]:
         if error.name is not None and (module_name + ".").startswith(error.name + "."):
             raise ValueError(f"algorithm {name!r}: there is no module {error.name!r} on the import path") from error
         raise ValueError(f"algorithm {name!r}: {module_name} needs the package {error.name!r}; install it") from error
+    except Exception as error:  # a user's module may raise anything
+        raise ValueError(
+            f"algorithm {name!r}: importing {module_name} failed: {type(error).__name__}: {error}"
+        ) from error
     found = getattr(module, class_name, None)
     if found is None:
         raise ValueError(f"algorithm {name!r}: {module_name} has no {class_name!r}")

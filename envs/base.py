@@ -139,6 +139,13 @@ class Env(ABC):
         raise TypeError(f"{type(self).__name__} does not support snapshots")
 
 
+class GradeExpected(TypeError):
+    """`grade` returned something else."""
+
+    def __init__(self, value: Any) -> None:
+        super().__init__(f"grade() must return envs.base.Grade, not {type(value).__name__} ({value!r:.60})")
+
+
 class SingleTurnEnv(Env):
     """An environment whose episodes are one question and one answer: write `tasks` and `grade`."""
 
@@ -158,4 +165,6 @@ class SingleTurnEnv(Env):
         grade = self.grade(self.__task, action)
         if inspect.isawaitable(grade):
             grade = await grade
+        if not isinstance(grade, Grade):  # a Step could not hold it
+            raise GradeExpected(grade)
         return Step(observation="", reward=grade.value, terminated=True, grade=grade)

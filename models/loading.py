@@ -32,10 +32,34 @@ def check_model_path(path: str) -> None:
             raise ModelError(
                 f"model folder {path} has no weights (*.safetensors); save the model with save_pretrained() into it"
             )
+        for file in sorted(folder.glob("*.safetensors")):
+            check_weights(file)
     elif folder.is_absolute() or path.startswith(".") or path.count("/") != 1:
         raise ModelError(
             f'there is no model folder {path}; give a folder in Hugging Face format, a hub id or "embedded"'
         )
+
+
+def check_weights(file: Path) -> None:
+    """Raise `ModelError` if a safetensors file is cut short or is none. Reads its header only."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="numpy"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise ModelError(f"the weights {file} are damaged ({_first_line(error)}); copy or save them again") from error
+
+
+def load_config(path: str, trust_remote_code: bool = False) -> Any:
+    """The architecture of a model folder or hub id. Raises ModelError if config.json is broken or of an unknown kind."""
+    from transformers import AutoConfig
+
+    check_model_path(path)
+    try:
+        return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except Exception as error:  # transformers raises many types for a broken file
+        raise ModelError(f"config.json of the model {path} cannot be used: {_first_line(error)}") from error
 
 
 def load_tokenizer(path: str, trust_remote_code: bool = False) -> Any:
@@ -45,8 +69,12 @@ def load_tokenizer(path: str, trust_remote_code: bool = False) -> Any:
     check_model_path(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
+    except Exception as error:
         raise ModelError(f"no tokenizer can be loaded from {path}: {_first_line(error)}") from error
+    if not tokenizer.encode("a b", add_special_tokens=False):  # transformers makes an empty one where files are missing
+        raise ModelError(
+            f"the tokenizer of {path} knows no text; save it with tokenizer.save_pretrained() into the model's folder"
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -57,7 +85,10 @@ def stop_ids(path: str, tokenizer: Any) -> tuple[int, ...]:
     ids = {tokenizer.eos_token_id}
     config = Path(path) / "generation_config.json"
     if config.is_file():
-        listed = json.loads(config.read_text()).get("eos_token_id")
+        try:
+            listed = json.loads(config.read_text()).get("eos_token_id")
+        except (ValueError, AttributeError) as error:
+            raise ModelError(f"{config} is not a JSON object ({error}); save the model again or delete it") from error
         ids.update(listed if isinstance(listed, list) else [listed])
     return tuple(sorted(i for i in ids if i is not None))
 
@@ -122,7 +153,7 @@ def load_role(
     check_model_path(path)
     try:
         lm: Any = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPES[dtype], trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
+    except Exception as error:
         raise ModelError(f"no causal language model can be loaded from {path}: {_first_line(error)}") from error
     packs = enable(lm)
     if not packs:

@@ -117,7 +117,7 @@ class Evaluation(Section):
 
 class Resources(Section):
     address: str = "local"
-    """Ray cluster: "local" starts one for the run, "auto" joins a running one, or ray://host:port."""
+    """Ray cluster: "local" starts one for the run, "auto" joins a running one, or host:port; RAY_ADDRESS goes before it."""
     samplers: PositiveInt = 1
     """Sampler actors (each one vLLM engine)."""
     sampler_cpus: NonNegativeFloat = 1
@@ -136,6 +136,8 @@ class Resources(Section):
     """Arithmetic threads of each learner (CPU only)."""
     sharding: Literal["none", "fsdp2"] = "none"
     """Shard weights, gradients and optimiser over the learners (needs GPUs)."""
+    object_store_mb: PositiveInt = 512
+    """Shared memory of a Ray that is started for the run (weights and batches pass through it), in MiB."""
     max_restarts: NonNegativeInt = 3
     """How often a dead actor or learner is brought back before the run stops with the cause."""
 

@@ -16,6 +16,7 @@ from models.forward import score_traces
 from models.loading import RoleModel, load_role, load_tokenizer, merged_weights
 from models.trace import Kind, Trace
 from posterior import launch
+from posterior.cluster import cluster
 from posterior.config_load import Resolved
 from posterior.recorder import hardware, versions
 
@@ -109,7 +110,7 @@ def _engine(resolved: Resolved) -> list[Check]:
         checks.append(Check(name, gaps[figure] <= bound, detail, round(time.perf_counter() - start, 2)))
 
     try:
-        with launch.cluster(config, launch.needed_resources(plan, learners=False)):
+        with cluster(config.resources, launch.needed_resources(plan, learners=False)):
             sampler = launch.start_samplers(plan, armed=True)[0]
             model = load_role(plan.model, trust_remote_code=config.model.trust_remote_code).eval()
             longest = max(1, config.model.max_length - params.max_tokens - 1)

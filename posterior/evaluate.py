@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 from posterior import launch
+from posterior.cluster import cluster
 from posterior.config_load import ConfigError
 from posterior.targets import open_target
 
@@ -41,7 +42,7 @@ def evaluate(
     plan = launch.make_plan(config)
     figures: dict[str, Any] = {}
     seconds = time.perf_counter()
-    with launch.cluster(config, launch.needed_resources(plan, learners=False)):
+    with cluster(config.resources, launch.needed_resources(plan, learners=False)):
         collector = launch.start_collector(plan)
         ray.get(collector.connect.remote(launch.start_neighbours(plan, armed=True)))
         for name in config.eval.splits:

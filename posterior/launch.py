@@ -1,13 +1,11 @@
-"""From a configuration to running actors: checks, Ray, samplers, environment workers, scorers, collector."""
+"""From a configuration to running actors: checks, samplers, environment workers, scorers, collector."""
 
 from __future__ import annotations
 
 import difflib
-import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -22,12 +20,11 @@ from actors.types import SamplingParams
 from algorithms.base import Algorithm, Context
 from algorithms.registry import find as find_algorithm
 from models.forward import Distribution
-from models.loading import check_model_path, load_tokenizer, stop_ids
+from models.loading import check_model_path, load_config, load_tokenizer, stop_ids
 from models.roles import RoleSpec
 from posterior.config import EMBEDDED, RunConfig
 from posterior.config_load import ConfigError
 
-HOME = Path(__file__).resolve().parents[1]
 CALLS = 10_000
 """Concurrent calls an asyncio actor may hold; back-pressure is the buffer's business."""
 
@@ -77,7 +74,8 @@ class Plan:
 def make_plan(config: RunConfig) -> Plan:
     """Check what can be checked without starting anything. Raises ConfigError and its kin, one sentence each."""
     model = model_path(config.model.path)
-    load_tokenizer(model, config.model.trust_remote_code)
+    load_config(model, config.model.trust_remote_code)
+    stop_ids(model, load_tokenizer(model, config.model.trust_remote_code))
     if config.sampling.max_tokens >= config.model.max_length:
         raise ConfigError(
             f"sampling.max_tokens is {config.sampling.max_tokens}, which leaves no room for a prompt in model.max_length "
@@ -109,54 +107,21 @@ def make_plan(config: RunConfig) -> Plan:
 
 def check_env(config: RunConfig) -> None:
     """Build the environment once, here, so that a wrong name or argument is told before anything starts."""
+    from envs.conform import check_splits, faultless, first_task
     from envs.registry import make
 
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
-    env = make(config.env.name, config.env.args)
-    splits = list(env.splits())
+    name = config.env.name
+    env = make(name, config.env.args)
+    splits = check_splits(env, name)
     for split in config.eval.splits if config.eval.every else ():
         if split not in splits:
             near = difflib.get_close_matches(split, splits, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(splits)}"
-            raise ConfigError(f"eval.splits: environment {config.env.name} has no split {split!r}; {hint}")
-    env.ready()
-
-
-@contextmanager
-def cluster(config: RunConfig, needed: Mapping[str, float]) -> Iterator[None]:
-    """Ray for the time of a command. needed: {"CPU": n, "GPU": m}; raises ConfigError if they can never be placed."""
-    # how often Ray Train looks whether its workers are done; the default of two seconds is felt at start and end
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    import ray
-
-    address = os.environ.get("RAY_ADDRESS") or config.resources.address
-    paths = [str(HOME), os.getcwd(), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-    variables = {
-        "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
-        "OMP_WAIT_POLICY": "passive",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-    options: dict[str, Any] = {
-        "log_to_driver": bool(os.environ.get("POSTERIOR_DEBUG")),
-        "runtime_env": {"env_vars": variables},
-    }
-    if address == "local":
-        options |= {"include_dashboard": False, "object_store_memory": 512 * 2**20}
-    ray.init(address=address, logging_level=logging.ERROR, **options)
-    try:
-        there = ray.cluster_resources()
-        for kind, amount in needed.items():
-            if amount > there.get(kind, 0.0):
-                raise ConfigError(
-                    f"the run needs {amount:g} {kind}s but Ray has {there.get(kind, 0.0):g}; lower resources.samplers, "
-                    f"resources.learners or their {kind.lower()}s (fractions are allowed), or join a larger cluster with resources.address"
-                )
-        yield
-    finally:
-        ray.shutdown()
+            raise ConfigError(f"eval.splits: environment {name} has no split {split!r}; {hint}")
+    faultless(name, "ready()", env.ready)
+    first_task(env, name, splits[0])
 
 
 def needed_resources(plan: Plan, *, learners: bool) -> dict[str, float]:

@@ -98,7 +98,7 @@ class RunDir:
     def create(cls, name: str, out: str | Path | None = None) -> RunDir:
         """Make the folder of a new run: `out`, or runs/NAME-TIME under the working directory.
 
-        Raises FileExistsError if `out` is a file or a folder with something in it.
+        Raises FileExistsError if `out` is a file or a folder with something in it, OSError if it cannot be made.
         """
         if out is None:
             stem = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "run"
@@ -111,16 +111,22 @@ class RunDir:
                 except FileExistsError:
                     attempt += 1
                     path = first.with_name(f"{first.name}-{attempt}")
+                except OSError as error:
+                    raise _not_made(path.absolute(), error) from error
             run = cls(path)
         else:
             run = cls(out)
-            if run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
+            if run.path.exists() and not run.path.is_dir():
+                raise FileExistsError(f"{run.path} is a file: choose another --out.")
+            if run.path.is_dir() and any(run.path.iterdir()):
                 raise FileExistsError(
                     f"{run.path} already holds something: choose another --out, or continue it with `posterior resume`."
                 )
-            run.path.mkdir(parents=True, exist_ok=True)
-        run.traces.mkdir()
-        run.checkpoints.mkdir()
+        try:
+            run.traces.mkdir(parents=True)
+            run.checkpoints.mkdir()
+        except OSError as error:
+            raise _not_made(run.path, error) from error
         return run
 
     @classmethod
@@ -134,6 +140,15 @@ class RunDir:
                 f"{run.path} is not a run directory: it holds neither config.yaml nor metrics.jsonl."
             )
         return run
+
+    def discard(self) -> None:
+        """Take away a run that never started: its config.yaml, and its folders where they are empty."""
+        self.config.unlink(missing_ok=True)
+        for folder in (self.traces, self.checkpoints, self.path):
+            try:
+                folder.rmdir()
+            except OSError:
+                continue  # something is in it, which stays
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Add one row to metrics.jsonl in one write, newline included, handed to the system before this returns."""
@@ -197,3 +212,7 @@ class RunDir:
         if not isinstance(result, dict):
             raise ValueError(f"{self.result} does not hold an object.")
         return result
+
+
+def _not_made(path: Path, error: OSError) -> OSError:
+    return OSError(f"the run directory {path} cannot be made ({error.strerror}): choose another --out.")

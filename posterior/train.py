@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import threading
 import time
@@ -10,10 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from actors import checkpoint
 from actors.collector import Neighbours
 from actors.learner import LearnerConfig, learner_loop
 from actors.update import OptimiserConfig
+from models.loading import load_config
 from posterior import launch
+from posterior.cluster import ClusterError, StopSignals, cluster
 from posterior.config import Optimiser, RunConfig
 from posterior.config_load import ConfigError, Resolved, dump, load
 from posterior.progress import Progress
@@ -32,7 +36,11 @@ def train(resolved: Resolved, out: Path | None = None, as_json: bool = False) ->
     plan = launch.make_plan(resolved.config)
     run = RunDir.create(resolved.config.name, out)
     write_atomic(run.config, dump(resolved.config))
-    return _run(plan, run)
+    try:
+        return _run(plan, run)
+    except ClusterError:
+        run.discard()
+        raise
 
 
 def resume(run_dir: Path) -> dict[str, Any]:
@@ -40,7 +48,15 @@ def resume(run_dir: Path) -> dict[str, Any]:
     run = RunDir.open(run_dir)
     if run.read_result().get("status") == "finished":
         raise ConfigError(f"the run {run.path} is finished; raise train.steps in its config.yaml to train it further")
-    return _run(launch.make_plan(load(run.config, []).config), run)
+    plan = launch.make_plan(load(run.config, []).config)
+    found = checkpoint.latest(run.checkpoints)
+    if found is not None:
+        checkpoint.check_model(found, load_config(plan.model, plan.config.model.trust_remote_code))
+    for newer in sorted(run.checkpoints.glob("step_*"), reverse=True):
+        if newer == found:
+            break
+        _say(f"passing over a damaged checkpoint: {checkpoint.damage(newer)}; continuing from {found}")
+    return _run(plan, run)
 
 
 def learner_config(plan: launch.Plan, run: RunDir, collector: Any, neighbours: Neighbours) -> LearnerConfig:
@@ -89,13 +105,13 @@ def _optimiser(defaults: Optimiser, overrides: dict[str, Any]) -> OptimiserConfi
 def _run(plan: launch.Plan, run: RunDir) -> dict[str, Any]:
     config = plan.config
     _say(f"run directory: {run.path}")
-    with launch.cluster(config, launch.needed_resources(plan, learners=True)):
+    with cluster(config.resources, launch.needed_resources(plan, learners=True)):
         neighbours = launch.start_neighbours(plan, armed=False)
         collector = launch.start_collector(plan)
         failure = _fit(run, collector, learner_config(plan, run, collector, neighbours), plan.config)
     result = run.read_result()
     if failure is not None and result.get("status") != "failed":
-        raise RunFailed(f"training stopped: {failure}; continue with `posterior resume {run.path}`") from failure
+        raise RunFailed(f"training stopped: {cause(failure)}; continue with `posterior resume {run.path}`") from failure
     from posterior.report import write_report
 
     report = write_report([run.path])
@@ -139,19 +155,27 @@ def _fit(run: RunDir, collector: Any, learner: LearnerConfig, config: RunConfig)
     thread = threading.Thread(target=fit, daemon=True)
     thread.start()
     asked = False
-    with Progress(run, config.train.steps) as progress:
+    with Progress(run, config.train.steps) as progress, StopSignals() as stop:
         while thread.is_alive():
-            try:
-                progress.update()
-                time.sleep(0.2)
-            except KeyboardInterrupt:
-                if asked:
-                    raise
+            progress.update()
+            time.sleep(0.2)
+            if stop.count > 1:
+                raise KeyboardInterrupt
+            if stop.count and not asked:
                 asked = True
                 progress.say("stopping after this step, with a checkpoint; press Ctrl-C again to stop at once")
                 ray.get(collector.request_stop.remote())
         progress.update()
     return failure[0] if failure else None
+
+
+def cause(failure: BaseException) -> str:
+    """What a failure comes down to: the last line of the innermost traceback that its text quotes, or its first line."""
+    lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
+    quoted = [
+        line for line in lines if re.match(r"[A-Za-z_][\w.]*(Error|Exception|Stopped|Lost|Fault|Died|Exit)\b", line)
+    ]
+    return (quoted or lines or [type(failure).__name__])[-1 if quoted else 0]
 
 
 def _quiet_ray_train() -> None:

@@ -300,8 +300,13 @@ def _json_lines_rows(source: str, text: str) -> Iterator[_Row]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{place}: not valid JSON ({error}); write one JSON object per line") from error
+            raise ValueError(f"{place}: not valid JSON ({_fault(error)}); write one JSON object per line") from error
         yield place, None, row
+
+
+def _fault(error: Exception) -> str:
+    """What is wrong within one line; the error's own text would name line 1 of the line."""
+    return f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
 
 
 def _json_array_rows(source: str, text: str) -> Iterator[_Row]:

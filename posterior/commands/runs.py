@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from posterior.cluster import refuse_lost
 from posterior.config_load import ConfigError, Resolved, describe, load, parse_words
 
 
@@ -42,6 +43,7 @@ def _train(resolved: Resolved, args: argparse.Namespace) -> dict[str, Any]:
             print(describe(resolved))
         config = resolved.config.model_dump(mode="json")
         return {"config": config, "sources": resolved.sources, "implied": resolved.implied}
+    refuse_lost(args.out)
     from posterior.train import train as run
 
     result = run(resolved, args.out, args.json)
@@ -50,9 +52,10 @@ def _train(resolved: Resolved, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def resume(args: argparse.Namespace) -> dict[str, Any]:
+    refuse_lost(args.run_dir)
     from posterior.train import resume as run
 
-    result = run(_folder(args.run_dir))
+    result = run(args.run_dir)
     _show_run(result, args)
     return result
 
