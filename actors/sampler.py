@@ -103,7 +103,7 @@ class TokenSampler:
         import torch
         from vllm import LLM
 
-        from actors import vllm_weights
+        from actors import vllm_sampling, vllm_weights
 
         vllm_weights.register()
         self._weights = vllm_weights
@@ -135,6 +135,7 @@ class TokenSampler:
             **device,
         )
         self.llm.init_weight_transfer_engine({"init_info": {}})
+        vllm_sampling.install(self.llm)
         self.engine = self.llm.llm_engine
         self.version = 0
         self.armed = armed
@@ -312,7 +313,7 @@ class TokenSampler:
             version[span.start : span.end] = int(span.version) if span.version.lstrip("-").isdigit() else 0
         return Sample(
             token=token,
-            logprob=_given_logprobs(completion.logprobs, token),
+            logprob=np.asarray(completion.logprobs.logprobs, np.float32),
             version=version,
             latent=np.zeros(len(token), bool),
             finish="length" if completion.finish_reason == "length" else "stop",
