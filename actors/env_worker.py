@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from actors.diary import Diary
 from envs.base import Env, InfraError, Observation, SingleTurnEnv, Step, Task
 
 log = logging.getLogger("posterior.env")
@@ -32,10 +34,15 @@ class EnvInfo:
 class EnvWorker:
     """Build it with `ray.remote(EnvWorker).options(...)`.
 
-    name, args: of the environment (`envs.registry.make`). path: folders to import user code from, first.
+    name, args: of the environment (`envs.registry.make`). path: folders to import user code from, first. number, diary: which
+    worker this is, and where its warnings (a sandbox that restarts) are told.
     """
 
-    def __init__(self, name: str, args: dict[str, Any], path: Sequence[str] = ()) -> None:
+    def __init__(
+        self, name: str, args: dict[str, Any], path: Sequence[str] = (), number: int = 0, diary: Diary | None = None
+    ) -> None:
+        if diary is not None:
+            diary.listen(f"environment worker {number}")
         for folder in reversed(path):
             if folder not in sys.path:
                 sys.path.insert(0, folder)
@@ -52,6 +59,10 @@ class EnvWorker:
     async def info(self) -> EnvInfo:
         env = self._first
         return EnvInfo(isinstance(env, SingleTurnEnv), env.max_turns, tuple(env.splits()))
+
+    async def alive(self) -> dict[str, Any]:
+        """A sign of life."""
+        return {"pid": os.getpid()}
 
     async def tasks(self, split: str, start: int, count: int, seed: int | None) -> list[Task]:
         """Tasks start..start+count-1 of a split's endless order.
