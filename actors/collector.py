@@ -156,6 +156,7 @@ class Collector:
         self._stop = False
         self._started = False
         self._watch: Watch | None = None
+        self._earlier_restarts = 0
         self._evaluating = ""
         self._totals = dict.fromkeys(TOTALS, 0.0)
 
@@ -166,6 +167,7 @@ class Collector:
         if self._watch is not None:
             self._watch.close()
             self.samplers.close()
+            self._earlier_restarts = self._restarts()
         moved = self.status.move
         self.samplers = SamplerClient(neighbours.samplers, self._attempts, self.config.staleness == 0, moved)
         self.envs = EnvClient(neighbours.envs, self._attempts, moved)
@@ -402,7 +404,7 @@ class Collector:
         return "; ".join(filter(None, [self._evaluating, groups]))
 
     def _restarts(self) -> int:
-        return self.samplers.restarts + self.envs.restarts
+        return self._earlier_restarts + self.samplers.restarts + self.envs.restarts
 
 
 def _flop_model(path: str, trust_remote_code: bool) -> FlopModel:

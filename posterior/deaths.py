@@ -57,7 +57,8 @@ class CollectorDeaths:
 
 def failures(errors: Mapping[int, Exception]) -> str:
     """The learner ranks that failed, with the cause of the first one that says more than the rest."""
-    told = {rank: unwrap(error) for rank, error in errors.items()}
+    # a rank whose process is gone fails Ray Train's health check, which holds what it met
+    told = {rank: unwrap(getattr(error, "health_check_failure", error)) for rank, error in errors.items()}
     for error in told.values():
         if isinstance(error, CollectorLost):
             return str(error)

@@ -15,6 +15,8 @@ from posterior.watchdog import Watchdog
 
 QUIET_SECONDS = 10.0
 """Between lines where standard error is not a terminal: at most so often, and at least so often."""
+SHOW_SECONDS = 5.0
+"""Standstill after which the bar shows the stage in place of the last figures."""
 
 
 class Progress:
@@ -25,6 +27,7 @@ class Progress:
         self._events = run.events.stat().st_size if run.events.exists() else 0
         self._at = 0
         self._rows = 0
+        self._fresh = False
         self._last_line = time.monotonic()
         self._fields = "starting samplers and learner"
         self._eval = ""
@@ -63,13 +66,16 @@ class Progress:
         rows = self._new_rows()
         for row in rows:
             self._take(row)
+        self._fresh = self._fresh or bool(rows)
         now = time.monotonic()
         if self._bar is not None:
-            figures = f"{self._fields}{self._eval}  {self.watchdog.stage()}"
+            waits = self.watchdog.still > SHOW_SECONDS
+            figures = self.watchdog.stage() if waits else f"{self._fields}{self._eval}"
             self._bar.update(self._task, completed=self._at, figures=figures)
         elif now - self._last_line > QUIET_SECONDS or (rows and self._at == self.steps):
             self._last_line = now
-            said = f"{self._fields}{self._eval}" if rows else self.watchdog.stage()
+            said = f"{self._fields}{self._eval}" if self._fresh else self.watchdog.stage()
+            self._fresh = False
             self.say(f"step {self._at}/{self.steps}  {said}")
 
     def say(self, text: str) -> None:

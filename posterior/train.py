@@ -6,6 +6,7 @@ import logging
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -99,9 +100,12 @@ def _run(plan: launch.Plan, run: RunDir) -> dict[str, Any]:
     with launch.cluster(config, launch.needed_resources(plan, learners=True)):
         neighbours = launch.start_neighbours(plan, armed=False, diary=diary)
         collector = launch.start_collector(plan, diary)
-        failure = _fit(run, diary, collector, learner_config(plan, run, collector, neighbours), plan.config)
+        learner = learner_config(plan, run, collector, neighbours)
+        failure = _fit(run, diary, collector, learner, config)
     result = run.read_result()
     if failure and result.get("status") != "failed":
+        with suppress(OSError):  # the sentence is told below, whatever the disk takes
+            learner.recorder.finish("failed", -1, failure)
         raise RunFailed(f"training stopped: {failure}")
     from posterior.report import write_report
 

@@ -37,6 +37,11 @@ class Watchdog:
         """Why the learner stopped the run, where it could write that nowhere else."""
         return str(self._found.get("learner", {}).get("error", ""))
 
+    @property
+    def still(self) -> float:
+        """Seconds since something moved."""
+        return self._clock() - self._moved
+
     def look(self) -> None:
         """Call often; looks once a second."""
         now = self._clock()
@@ -52,7 +57,7 @@ class Watchdog:
             steps = said["pid"], said["moves"]
             if self._counts.get((who, "moves")) != steps:
                 self._counts[who, "moves"], self._moved = steps, now
-        still = now - self._moved
+        still = self.still
         if still < before and self._next > self._seconds:
             self._next = self._seconds
             self._say(f"moving again after {before:.0f} s: {self.stage()}", "info")

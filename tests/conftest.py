@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -85,6 +86,14 @@ def ray_session() -> Iterator[None]:
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=256 * 2**20)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def no_run_survives() -> Iterator[None]:
+    """A test that fails leaves no run behind."""
+    yield
+    if "runs" in sys.modules:
+        sys.modules["runs"].end_all()
 
 
 BY_LENGTH = '''

@@ -43,7 +43,7 @@ def write(folder: Path, content: dict[str, Any]) -> Path:
 def start(*words: str, cwd: Path = ROOT, stderr: Path | None = None) -> subprocess.Popen[str]:
     """A `posterior` process. stderr: a file for what it says while it goes."""
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-m", "posterior", *words, "--json"],
         cwd=cwd,
         env=env,
@@ -52,6 +52,23 @@ def start(*words: str, cwd: Path = ROOT, stderr: Path | None = None) -> subproce
         stderr=subprocess.PIPE if stderr is None else stderr.open("w"),
         text=True,
     )
+    _started.append(process)
+    return process
+
+
+_started: list[subprocess.Popen[str]] = []
+
+
+def end_all() -> None:
+    """Kill what a failed test left running."""
+    while _started:
+        process = _started.pop()
+        if process.poll() is None:
+            for p in [*psutil.Process(process.pid).children(recursive=True), process]:
+                try:
+                    p.kill()
+                except psutil.Error:
+                    continue  # it has just ended
 
 
 def result(process: subprocess.Popen[str], code: int = 0) -> dict[str, Any]:

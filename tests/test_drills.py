@@ -121,8 +121,9 @@ def test_a_full_disk_then_standstills_then_a_death_too_many_and_the_curve_is_the
     assert told(run, "nothing has moved for", "the learner is starting")
 
     ballast.unlink()
+    done = max(row["step"] for row in rows(run))
     process = start("resume", str(run), cwd=whole, stderr=log)
-    wait_for_step(run, 3, process)
+    wait_for_step(run, done + 1, process)
     hold = whole / "hold"
 
     def standstill(begin: Callable[[], Any], end: Callable[[], Any], *names: str) -> None:
@@ -149,8 +150,22 @@ def test_a_full_disk_then_standstills_then_a_death_too_many_and_the_curve_is_the
     failed = result(process, code=1)
     assert "sampler 0 died and may not be restarted again (resources.max_restarts is 0): its process" in failed["error"]
 
-    done = result(start("resume", str(run), cwd=whole, stderr=log))
-    assert done["status"] == "finished"
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    settings["log"]["watchdog_stop_seconds"] = 8
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    process = start("resume", str(run), cwd=whole, stderr=log)
+    wait_until(
+        "a start", lambda: bool(told(run, "moving again", since=psutil.Process(process.pid).create_time())), process
+    )
+    workers = [processes(process, name)[0] for name in ("ray::RayTrainWorker", "ray::Collector", "ray::TokenSampler")]
+    workers[1].suspend()
+    failed = result(process, code=1)
+    assert "nothing has moved for" in failed["error"]
+    assert f"the collector (process {workers[1].pid}) has given no sign of life" in failed["error"]
+    assert not any(worker.is_running() for worker in workers)
+
+    finished = result(start("resume", str(run), cwd=whole, stderr=log))
+    assert finished["status"] == "finished"
     assert rows(run) == rows(whole / "run")
     assert lineage(run) == list(range(STEPS * GROUPS))
 
@@ -198,7 +213,7 @@ def test_the_watchdog_speaks_at_growing_intervals_and_stops_when_told_to(tmp_pat
     assert [line.split(":")[0] for line in said] == [f"nothing has moved for {n} s" for n in (60, 120, 240)]
     assert all("forward and backward of step 3; the collector is starting" in line for line in said)
     learner.stage("publishing version 4 to the samplers")
-    assert [line.split(":")[0] for line in until(461)] == ["moving again after 340 s", "nothing has moved for 60 s"]
+    assert [line.split(":")[0] for line in until(461)] == ["moving again after 341 s", "nothing has moved for 60 s"]
     assert not dog.stop
     until(950)
     assert "nothing has moved for 500 s (log.watchdog_stop_seconds): publishing version 4" in dog.stop
