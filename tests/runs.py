@@ -109,7 +109,7 @@ def wait_for_step(run: Path, step: int, process: subprocess.Popen[str]) -> None:
     wait_until(f"step {step}", reached, process)
 
 
-def processes(process: subprocess.Popen[str], name: str) -> list[psutil.Process]:
+def find(process: subprocess.Popen[str], name: str) -> list[psutil.Process]:
     """The descendants of a run whose title begins with `name`."""
     found = []
     for p in psutil.Process(process.pid).children(recursive=True):
@@ -118,5 +118,11 @@ def processes(process: subprocess.Popen[str], name: str) -> list[psutil.Process]
                 found.append(p)
         except psutil.Error:
             continue  # it has just ended
+    return found
+
+
+def processes(process: subprocess.Popen[str], name: str) -> list[psutil.Process]:
+    """`find`, where there must be one."""
+    found = find(process, name)
     assert found, f"no process {name}"
     return found
