@@ -52,6 +52,7 @@ class Client:
         self._attempts = attempts
         self._moved = moved or (lambda: None)
         self._down: dict[int, tuple[float, str]] = {}
+        self._back: dict[int, float] = {}
         self._reviving: dict[int, asyncio.Task[None]] = {}
         self._asked: dict[int, float] = {}
         self._facts: dict[int, dict[str, Any]] = {}
@@ -64,12 +65,12 @@ class Client:
         """Ask for a sign of life, unless one is outstanding; notices a death while nobody calls."""
         if i in self._asked:
             return
-        self._asked[i] = time.monotonic()
+        asked = self._asked[i] = time.monotonic()
         try:
             facts = await self._alive(i)
         except RayActorError as error:
             with contextlib.suppress(ActorLost):  # the next request meets it too
-                self._lost(i, error)
+                self._lost(i, error, asked)
             return
         finally:
             del self._asked[i]
@@ -97,8 +98,13 @@ class Client:
         """Until the actor can be used again."""
         raise NotImplementedError
 
-    def _lost(self, i: int, error: BaseException) -> None:
-        """A call failed because the actor died; the first to notice logs it and sees to its return. Raises ActorLost for good."""
+    def _lost(self, i: int, error: BaseException, asked: float) -> None:
+        """A call of the time `asked` failed because the actor died; the first to notice logs it and sees to its return.
+
+        Raises ActorLost for good.
+        """
+        if i not in self._down and asked < self._back.get(i, 0.0) and not isinstance(error, ActorDiedError):
+            return  # late news of a death that is over
         if i not in self._down:
             self._down[i] = time.monotonic(), cause(error)
             self.restarts += 1
@@ -116,7 +122,8 @@ class Client:
 
     def _returned(self, i: int) -> None:
         if i in self._down:
-            seconds = time.monotonic() - self._down.pop(i)[0]
+            self._back[i] = time.monotonic()
+            seconds = self._back[i] - self._down.pop(i)[0]
             log.info("%s %d is back after %.1f s%s", self.kind, i, seconds, self._holding())
 
     def _holding(self) -> str:
@@ -140,11 +147,12 @@ class Client:
         for attempt in range(1, self._attempts + 1):
             if i in self._reviving:
                 await asyncio.shield(self._reviving[i])
+            asked = time.monotonic()
             try:
                 answer = await call(self._handles[i])
             except (RayActorError, NotArmed, EngineDied) as error:
                 if not isinstance(error, NotArmed):
-                    self._lost(i, error)
+                    self._lost(i, error, asked)
                 if attempt == self._attempts:
                     raise ActorLost(
                         f"{self.kind} {i} failed {attempt} times on one request; last cause: {cause(error)}"
@@ -268,11 +276,12 @@ class SamplerClient(Client):
             if self._closed:
                 raise ActorLost("the collection started again")
             arrays, version = self._weights
+            asked = time.monotonic()
             try:
                 await self._handles[i].update_weights.remote(arrays if ref is None else ref, version)
             except (RayActorError, EngineDied) as error:
                 ref = None
-                self._lost(i, error)
+                self._lost(i, error, asked)
                 await asyncio.sleep(0.2)
                 continue
             if self._weights[1] == version:
@@ -319,10 +328,11 @@ class EnvClient(Client):
 
     async def _revive(self, i: int) -> None:
         while True:
+            asked = time.monotonic()
             try:
                 await self._alive(i)
             except RayActorError as error:
-                self._lost(i, error)
+                self._lost(i, error, asked)
                 await asyncio.sleep(0.2)
             else:
                 return self._returned(i)
@@ -333,9 +343,11 @@ class EnvSession:
 
     def __init__(self, client: EnvClient, handle: Any, worker: int, episode: str) -> None:
         self._client, self._handle, self._worker, self._episode = client, handle, worker, episode
+        self._opened = time.monotonic()
 
     async def open(self, task: Task, seed: int) -> Observation:
         await self._client.ready(self._worker)
+        self._opened = time.monotonic()
         return await self._ask(self._handle.open.remote(self._episode, task, seed))
 
     async def step(self, action: str) -> Step:
@@ -352,7 +364,7 @@ class EnvSession:
         try:
             answer = await ref
         except RayActorError as error:
-            self._client._lost(self._worker, error)
+            self._client._lost(self._worker, error, self._opened)
             raise InfraError(f"environment worker {self._worker} died: {cause(error)}") from error
         self._client._moved()
         return answer

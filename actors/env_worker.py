@@ -109,6 +109,8 @@ class EnvWorker:
             raise self._fault(error, f"reset of task {task.id}") from error
 
     async def step(self, episode: str, action: str) -> Step:
+        if episode not in self._playing:
+            raise InfraError(f"the episode {episode} was lost when its worker died")
         try:
             return await self._playing[episode].step(action)
         except InfraError:

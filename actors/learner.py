@@ -272,7 +272,7 @@ class Learner:
             while reply is None:
                 answer = self._ask("get_batch")
                 if isinstance(answer, str):
-                    log.warning("waiting for the batch of step %d: %s", self.step, answer)
+                    log.debug("waiting for the batch of step %d: %s", self.step, answer)
                 else:
                     reply = answer
         reply = self._broadcast(reply)

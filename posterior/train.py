@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.collector import Neighbours
-from actors.diary import Diary, disk_full
+from actors.diary import Diary
 from actors.learner import LearnerConfig, learner_loop
 from actors.update import OptimiserConfig
 from posterior import launch
@@ -107,17 +107,23 @@ def _run(plan: launch.Plan, run: RunDir) -> dict[str, Any]:
         with suppress(OSError):  # the sentence is told below, whatever the disk takes
             learner.recorder.finish("failed", -1, failure)
         raise RunFailed(f"training stopped: {failure}")
-    from posterior.report import write_report
-
-    try:
-        report = write_report([run.path])
-    except OSError as error:
-        raise disk_full(error, run.path, "writing the report") or error from error
+    report = _report(run)
     if result.get("status") == "failed":
         raise RunFailed(f"training stopped: {result.get('error')}")
     if result.get("status") == "interrupted":
         _say(f"interrupted; continue with `posterior resume {run.path}`")
-    return {**result, "run": str(run.path), "report": str(report)}
+    return {**result, "run": str(run.path), "report": report}
+
+
+def _report(run: RunDir) -> str:
+    """The report's path; "" where a full disk does not take it, which must not cost the run its end."""
+    from posterior.report import write_report
+
+    try:
+        return str(write_report([run.path]))
+    except OSError as error:
+        _say(f"the report could not be written ({error.strerror}); write it later with `posterior report {run.path}`")
+        return ""
 
 
 def _fit(run: RunDir, diary: Diary, collector: Any, learner: LearnerConfig, config: RunConfig) -> str:

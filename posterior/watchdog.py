@@ -82,7 +82,7 @@ class Watchdog:
         said = self._found.get(who)
         if said is None:
             return starts
-        silent = self._clock() - self._beaten[who]
+        silent = self._clock() - self._beaten.get(who, self._clock())
         if silent >= SILENT_SECONDS and said["beats"]:
             return f"the {who} (process {said['pid']}) has given no sign of life for {silent:.0f} s, last seen {said['stage']}"
         return said["stage"] if who == "learner" else said.get("note", "")
