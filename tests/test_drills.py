@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,20 @@ def fill(disk: Path, leave: int = 0) -> Path:
     return ballast
 
 
+@contextmanager
+def standstill(
+    run: Path, process: subprocess.Popen[str], begin: Callable[[], Any], end: Callable[[], Any], *names: str
+) -> Iterator[None]:
+    """Something hangs until the watchdog has named it."""
+    began = time.time()
+    begin()
+    try:
+        wait_until(f"a line on {names}", lambda: bool(told(run, "nothing has moved", *names, since=began)), process, 60)
+        yield
+    finally:
+        end()
+
+
 def test_a_full_disk_then_standstills_then_a_death_too_many_and_the_curve_is_the_same(
     whole: Path, small_disk: Path, tmp_path: Path
 ) -> None:
@@ -125,29 +140,14 @@ def test_a_full_disk_then_standstills_then_a_death_too_many_and_the_curve_is_the
     done = max(row["step"] for row in rows(run))
     process = start("resume", str(run), cwd=whole, stderr=log)
     wait_for_step(run, done + 1, process)
+    sampler = processes(process, "ray::TokenSampler")[0]
+    with standstill(run, process, sampler.suspend, sampler.resume, "sampler 0", "has not answered for"):
+        pass
+    wait_until("moving", lambda: "moving again" in events(run)[-1]["text"], process, 30)
     hold = whole / "hold"
-
-    def standstill(begin: Callable[[], Any], end: Callable[[], Any], *names: str) -> None:
-        began = time.time()
-        begin()
-        try:
-            wait_until(
-                f"a line about {names}", lambda: bool(told(run, "nothing has moved", *names, since=began)), process, 30
-            )
-        finally:
-            end()
-        wait_until("moving", lambda: bool(told(run, "moving again", since=began)), process, 30)
-
-    def stopped(name: str, *names: str) -> None:
-        victim = processes(process, name)[0]
-        standstill(victim.suspend, victim.resume, *names)
-
-    standstill(hold.touch, hold.unlink, "waiting for the batch of step", "environment worker 0 works on", "answers")
-    stopped("ray::TokenSampler", "sampler 0", "has not answered for")
-    stopped("ray::Collector", "the collector (process", "no sign of life")
-    stopped("ray::RayTrainWorker", "the learner (process", "no sign of life")
-    for victim in processes(process, "ray::TokenSampler"):
-        victim.kill()
+    with standstill(run, process, hold.touch, hold.unlink, "waiting for the batch", "environment worker 0 works on"):
+        sampler.kill()  # which nobody calls just now
+        wait_until("a death", lambda: bool(told(run, "sampler 0 (process", "died with 0 requests")), process, 30)
     failed = result(process, code=1)
     assert "sampler 0 died and may not be restarted again (resources.max_restarts is 0): its process" in failed["error"]
 
@@ -166,7 +166,21 @@ def test_a_full_disk_then_standstills_then_a_death_too_many_and_the_curve_is_the
 
     settings["log"]["watchdog_stop_seconds"] = 0
     (run / "config.yaml").write_text(yaml.safe_dump(settings))
-    finished = result(start("resume", str(run), cwd=whole, stderr=log))
+    process = start("resume", str(run), cwd=whole, stderr=log)
+
+    def stage(who: str) -> str:
+        said = Diary(run).statuses().get(who, {})
+        alive = said.get("beats") and said["pid"] in [p.pid for p in find(process, "ray::")]
+        return said["stage"] if alive else ""
+
+    for name, who, when in (("ray::RayTrainWorker", "learner", "loading"), ("ray::Collector", "collector", "working")):
+        wait_until(f"the {who} {when}", lambda who=who, when=when: when in stage(who), process)  # type: ignore[misc]
+        victim = processes(process, name)[0]
+        with standstill(
+            run, process, victim.suspend, victim.resume, f"the {who} (process {victim.pid}) has given no sign"
+        ):
+            pass
+    finished = result(process)
     assert finished["status"] == "finished"
     assert rows(run) == rows(whole / "run")
     assert lineage(run) == list(range(STEPS * GROUPS))
