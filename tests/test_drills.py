@@ -145,7 +145,7 @@ def test_a_full_disk_then_standstills_then_a_death_too_many_and_the_curve_is_the
         pass
     wait_until("moving", lambda: "moving again" in events(run)[-1]["text"], process, 30)
     hold = whole / "hold"
-    with standstill(run, process, hold.touch, hold.unlink, "waiting for the batch", "environment worker 0 works on"):
+    with standstill(run, process, hold.touch, hold.unlink, "environment worker 0 works on"):
         sampler.kill()  # which nobody calls just now
         wait_until("a death", lambda: bool(told(run, "sampler 0 (process", "died with 0 requests")), process, 30)
     failed = result(process, code=1)
