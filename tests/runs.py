@@ -64,7 +64,8 @@ def end_all() -> None:
     while _started:
         process = _started.pop()
         if process.poll() is None:
-            for p in [*psutil.Process(process.pid).children(recursive=True), process]:
+            whole = psutil.Process(process.pid)
+            for p in [*whole.children(recursive=True), whole]:
                 try:
                     p.kill()
                 except psutil.Error:
