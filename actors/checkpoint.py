@@ -25,6 +25,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
+from actors.diary import disk_full
 from actors.update import Updater
 from models.loading import RoleModel, merged_weights, save_role
 
@@ -87,7 +88,10 @@ def save(
     tokenizer: Any,
     keep: int,
 ) -> Path | None:
-    """Write the checkpoint of a version (`step` batches consumed); every rank must call it, rank 0 writes and returns the path."""
+    """Write the checkpoint of a version (`step` batches consumed); every rank must call it, rank 0 writes and returns the path.
+
+    Raises DiskFull; older checkpoints are touched only after the new one is whole.
+    """
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     optimisers = {
         role: get_optimizer_state_dict(updater.models[role], optimiser, options=options)
@@ -98,32 +102,20 @@ def save(
             merged_weights(model)  # takes part in gathering the weights that rank 0 writes
     final = folder / f"step_{step:06d}"
     if updater.rank == 0:
+        for left in folder.glob(".step_*.tmp"):
+            shutil.rmtree(left, ignore_errors=True)  # a writer was killed in the middle
         aside = folder / f".{final.name}.{os.getpid()}.tmp"
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
         try:
-            for role, model in updater.models.items():
-                save_role(model, aside / role, tokenizer if role == "policy" else None)
-            torch.save(
-                {
-                    "optimisers": optimisers,
-                    "adapters": {role: _adapters(model) for role, model in updater.models.items()},
-                    "updates": updater.updates,
-                    "algorithm": algorithm_state,
-                    "torch_rng": torch.get_rng_state(),
-                },
-                aside / "trainer.pt",
-            )
-            (aside / "collector.pkl").write_bytes(pickle.dumps(collector_state))
-            files = {str(p.relative_to(aside)): p.stat().st_size for p in sorted(aside.rglob("*")) if p.is_file()}
-            of = _identity(updater.models["policy"].base.config)
-            meta = {"format": FORMAT, "step": step, "model": of, "files": files}
-            (aside / "meta.json").write_text(json.dumps(meta, indent=2))
-            _flush(aside)
-            if final.exists():
-                shutil.rmtree(final)
-            os.rename(aside, final)
+            _write(aside, step, updater, optimisers, collector_state, algorithm_state, tokenizer)
+            # there already when a run is stopped right where it was resumed: the same state, and never to be without
+            if damage(final) is not None:
+                shutil.rmtree(final, ignore_errors=True)
+                os.rename(aside, final)
             _flush_folder(folder)
+        except Exception as error:
+            if full := disk_full(error, folder.parent, f"saving the checkpoint of version {step}"):
+                raise full from error
+            raise
         finally:
             shutil.rmtree(aside, ignore_errors=True)
         for old in sorted(p for p in folder.glob("step_*") if p.is_dir())[:-keep]:
@@ -131,6 +123,37 @@ def save(
     if updater.world > 1:
         dist.barrier()
     return final if updater.rank == 0 else None
+
+
+def _write(
+    aside: Path,
+    step: int,
+    updater: Updater,
+    optimisers: Mapping[str, Any],
+    collector_state: Mapping[str, Any],
+    algorithm_state: Mapping[str, Any],
+    tokenizer: Any,
+) -> None:
+    """All files of a checkpoint, flushed to disk."""
+    aside.mkdir(parents=True)
+    for role, model in updater.models.items():
+        save_role(model, aside / role, tokenizer if role == "policy" else None)
+    torch.save(
+        {
+            "optimisers": optimisers,
+            "adapters": {role: _adapters(model) for role, model in updater.models.items()},
+            "updates": updater.updates,
+            "algorithm": algorithm_state,
+            "torch_rng": torch.get_rng_state(),
+        },
+        aside / "trainer.pt",
+    )
+    (aside / "collector.pkl").write_bytes(pickle.dumps(collector_state))
+    files = {str(p.relative_to(aside)): p.stat().st_size for p in sorted(aside.rglob("*")) if p.is_file()}
+    of = _identity(updater.models["policy"].base.config)
+    meta = {"format": FORMAT, "step": step, "model": of, "files": files}
+    (aside / "meta.json").write_text(json.dumps(meta, indent=2))
+    _flush(aside)
 
 
 def read_meta(path: Path) -> dict[str, Any]:

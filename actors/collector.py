@@ -18,13 +18,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from ray.exceptions import RayActorError
 
 from actors.buffer import TraceBuffer
-from actors.clients import EnvClient, SamplerClient, unwrap
+from actors.clients import ActorLost, EnvClient, SamplerClient, cause, unwrap
+from actors.diary import Diary, Status
 from actors.rollout import Roller, grade_of, seed_of
 from actors.scorer import write_scores
 from actors.stats import summarise
 from actors.types import Actors, Group, Prefix, Sample, SamplingParams
+from actors.watch import Watch
 from envs.base import Grade, InfraError, Task
 from models.chat import ChatFormat
 from models.flops import FlopModel
@@ -36,6 +39,10 @@ PREFETCH = 64
 """Tasks fetched from the environment at once."""
 STARVED = 20
 """Batches' worth of groups refused in a row after which the run stops: the filter lets nothing through."""
+
+
+TOTALS = ("tokens/sampled", "flops/sampling", "flops/eval", "traces/infra", "time/grading")
+"""Cumulative counts since the start of the run."""
 
 
 class CollectionStopped(RuntimeError):
@@ -116,17 +123,23 @@ class Collector:
     """Build it with `ray.remote(Collector).options(max_concurrency=...)`.
 
     make_algorithm: builds the method (the same as in the learner). `connect` must be called first; a restarted collector is
-    connected again by the learner's `start`.
+    connected again by the learner's `start`. diary: of the run directory, if there is one.
     """
 
     samplers: SamplerClient
     envs: EnvClient
     scorers: dict[str, Any]
 
-    def __init__(self, config: CollectorConfig, make_algorithm: Callable[[], Any], attempts: int = 4) -> None:
+    def __init__(
+        self, config: CollectorConfig, make_algorithm: Callable[[], Any], attempts: int = 4, diary: Diary | None = None
+    ) -> None:
         from models.loading import load_tokenizer
 
+        self.status = Status(None) if diary is None else diary.status("collector")
+        if diary is not None:
+            diary.listen("collector")
         self.config = config
+        self._make_algorithm = make_algorithm
         self.algorithm = make_algorithm()
         self._attempts = attempts
         self.buffer = TraceBuffer(config.batch_groups, config.staleness)
@@ -142,28 +155,32 @@ class Collector:
         self._refused_in_row = 0
         self._stop = False
         self._started = False
-        self._totals = {
-            "tokens/sampled": 0.0,
-            "flops/sampling": 0.0,
-            "flops/eval": 0.0,
-            "traces/infra": 0.0,
-            "time/grading": 0.0,
-        }
+        self._watch: Watch | None = None
+        self._earlier_restarts = 0
+        self._evaluating = ""
+        self._totals = dict.fromkeys(TOTALS, 0.0)
 
     # ---- the learner's side -----------------------------------------------------------------------------------------------
 
     async def connect(self, neighbours: Neighbours) -> None:
         """Meet the actors this one works with."""
-        self.samplers = SamplerClient(neighbours.samplers, self._attempts, coalesce=self.config.staleness == 0)
-        self.envs = EnvClient(neighbours.envs)
+        if self._watch is not None:
+            self._watch.close()
+            self.samplers.close()
+            self._earlier_restarts = self._restarts()
+        moved = self.status.move
+        self.samplers = SamplerClient(neighbours.samplers, self._attempts, self.config.staleness == 0, moved)
+        self.envs = EnvClient(neighbours.envs, self._attempts, moved)
         self.scorers = dict(neighbours.scorers)
         self._roller = None
+        self._watch = Watch(self.status, [self.samplers, self.envs], self._doing)
 
     async def start(
         self, neighbours: Neighbours, state: dict[str, Any] | None, arrays: dict[str, np.ndarray], version: int
     ) -> None:
         """(Re)start at a version: forget everything younger, take up the checkpoint's buffer, arm the samplers."""
         await self.connect(neighbours)
+        self.status.stage("working")
         self._epoch += 1
         for job in self._jobs:
             job.cancel()
@@ -171,11 +188,15 @@ class Collector:
         self._failure = None
         self._refused_in_row = 0
         self.buffer = TraceBuffer(self.config.batch_groups, self.config.staleness)
+        self.algorithm = self._make_algorithm()
+        self._totals = dict.fromkeys(TOTALS, 0.0)
         if state is not None:
             self.buffer.load(state["buffer"])
             self._totals.update(state["totals"])
             self.algorithm.load(state["algorithm"])
         self.buffer.advance(version)
+        async with self._changed:
+            self._changed.notify_all()  # calls of a learner that died must not wait for the new one's batch
         await self.samplers.publish(arrays, version)
         await self.roller()
         self._started = True
@@ -186,8 +207,10 @@ class Collector:
         refs: one Ray reference to the arrays, in a list so that it arrives as a reference.
         """
         start = time.perf_counter()
+        epoch = self._check_started()
         # the value is kept as well: the reference dies with its owner, the learner
         await self.samplers.publish(await refs[0], version, refs[0])
+        self._check_started(epoch)
         if algorithm is not None:
             self.algorithm.load(algorithm)
         async with self._changed:
@@ -201,17 +224,19 @@ class Collector:
         Raises what stopped the collection: a fault of the environment, of the method, or a filter that lets nothing through.
         """
         start = time.perf_counter()
-        if not self._started:
-            raise CollectorLost("the collector was restarted and knows of no checkpoint yet")
+        epoch = self._check_started()
         await self._admit()
+
+        def over() -> bool:
+            return epoch != self._epoch or self._failure is not None or self.buffer.may_take()
+
         async with self._changed:
             try:
-                await asyncio.wait_for(
-                    self._changed.wait_for(lambda: self._failure is not None or self.buffer.may_take()), patience
-                )
+                await asyncio.wait_for(self._changed.wait_for(over), patience)
             except TimeoutError:
                 b = self.buffer
                 return f"{b.ready} of {b.batch_groups} groups are ready, {b.running} are running, {b.refused} were refused so far"
+            self._check_started(epoch)
             if self._failure is not None:
                 raise self._failure
             groups = self.buffer.take()
@@ -224,15 +249,23 @@ class Collector:
     async def evaluate(self, split: str, tasks: int, samples: int, temperature: float) -> EvalReply:
         """Play held-out tasks with the current weights. The seeds are the evaluation's own and the same every time."""
         start = time.perf_counter()
+        if self._watch is None:
+            self._check_started()
         roller = await self.roller()
         asked = await self.envs.tasks(split, 0, tasks, None)
         params = self.config.sampling.but(temperature=temperature, top_p=1.0, top_k=0)
-        played = await asyncio.gather(
-            *(
-                roller.rollout(task, samples, params, f"eval/{split}/{i}", seed_of(self.config.seed, "eval", split, i))
-                for i, task in enumerate(asked)
+        self._evaluating = f"playing {len(asked)} held-out tasks of {split!r}"
+        try:
+            played = await asyncio.gather(
+                *(
+                    roller.rollout(
+                        task, samples, params, f"eval/{split}/{i}", seed_of(self.config.seed, "eval", split, i)
+                    )
+                    for i, task in enumerate(asked)
+                )
             )
-        )
+        finally:
+            self._evaluating = ""
         groups = [
             Group(task=task, traces=traces, index=i) for i, (task, traces) in enumerate(zip(asked, played, strict=True))
         ]
@@ -250,6 +283,7 @@ class Collector:
 
     async def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of the collection."""
+        self._check_started()
         return {"buffer": self.buffer.state(), "totals": dict(self._totals), "algorithm": self.algorithm.state()}
 
     async def request_stop(self) -> None:
@@ -264,6 +298,7 @@ class Collector:
 
     async def scores(self, role: str, traces: list[Trace]) -> list[Score]:
         """What a frozen role says about traces."""
+        self._check_started()
         await self.score(role, traces)
         return [trace.scores[role] for trace in traces]
 
@@ -273,7 +308,11 @@ class Collector:
             raise ValueError(
                 f"no scorer serves the role {role!r}; frozen roles of this method: {', '.join(self.scorers) or 'none'}"
             )
-        write_scores(role, 0, traces, await self.scorers[role].score.remote(list(traces)))
+        try:
+            values = await self.scorers[role].score.remote(list(traces))
+        except RayActorError as error:
+            raise ActorLost(f"the scorer of the role {role} died and does not come back: {cause(error)}") from error
+        write_scores(role, 0, traces, values)
 
     async def roller(self) -> Roller:
         if self._roller is None:
@@ -350,8 +389,22 @@ class Collector:
         self._jobs.add(job)
         job.add_done_callback(self._jobs.discard)
 
+    def _check_started(self, epoch: int | None = None) -> int:
+        """The current epoch. A call of the learner is void on a collector that came back empty, or that a newer learner started."""
+        if not self._started:
+            raise CollectorLost("the collector was restarted and knows of no checkpoint yet")
+        if epoch not in (None, self._epoch):
+            raise CollectorLost("another learner started the collection again")
+        return self._epoch
+
+    def _doing(self) -> str:
+        """For the watchdog: what is under way here."""
+        b = self.buffer
+        groups = f"{b.ready} of {b.batch_groups} groups are ready, {b.running} running" if b.running else ""
+        return "; ".join(filter(None, [self._evaluating, groups]))
+
     def _restarts(self) -> int:
-        return self.samplers.restarts + self.envs.restarts
+        return self._earlier_restarts + self.samplers.restarts + self.envs.restarts
 
 
 def _flop_model(path: str, trust_remote_code: bool) -> FlopModel:

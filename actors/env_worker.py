@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from actors.diary import Diary
 from envs.base import Env, GradeExpected, InfraError, Observation, SingleTurnEnv, Step, Task
 from envs.conform import EnvFault, check_observation, check_splits, check_step, check_task, check_tasks, raised
 
@@ -30,10 +32,15 @@ class EnvInfo:
 class EnvWorker:
     """Build it with `ray.remote(EnvWorker).options(...)`.
 
-    name, args: of the environment (`envs.registry.make`). path: folders to import user code from, first.
+    name, args: of the environment (`envs.registry.make`). path: folders to import user code from, first. number, diary: which
+    worker this is, and where its warnings (a sandbox that restarts) are told.
     """
 
-    def __init__(self, name: str, args: dict[str, Any], path: Sequence[str] = ()) -> None:
+    def __init__(
+        self, name: str, args: dict[str, Any], path: Sequence[str] = (), number: int = 0, diary: Diary | None = None
+    ) -> None:
+        if diary is not None:
+            diary.listen(f"environment worker {number}")
         for folder in reversed(path):
             if folder not in sys.path:
                 sys.path.insert(0, folder)
@@ -50,6 +57,10 @@ class EnvWorker:
     async def info(self) -> EnvInfo:
         env = self._first
         return EnvInfo(isinstance(env, SingleTurnEnv), env.max_turns, tuple(check_splits(env, self.name)))
+
+    async def alive(self) -> dict[str, Any]:
+        """A sign of life."""
+        return {"pid": os.getpid()}
 
     async def tasks(self, split: str, start: int, count: int, seed: int | None) -> list[Task]:
         """Tasks start..start+count-1 of a split's endless order.
@@ -100,6 +111,8 @@ class EnvWorker:
             raise self._fault(error, f"reset of task {task.id}") from error
 
     async def step(self, episode: str, action: str) -> Step:
+        if episode not in self._playing:
+            raise InfraError(f"the episode {episode} was lost when its worker died")
         try:
             return check_step(await self._playing[episode].step(action), self.name)
         except (InfraError, EnvFault):

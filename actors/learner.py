@@ -4,7 +4,8 @@
         └────────────── evaluate, log, checkpoint on their schedules ──────────────┘
 
 Every rank runs the same loop over the same batch; rank 0 talks to the collector and writes. The newest whole checkpoint in the run
-directory is where the loop starts, whether this is the first start, a restart by Ray Train or `posterior resume`.
+directory is where the loop starts, whether this is the first start, a restart by Ray Train or `posterior resume`. A batch's row and
+evaluation are written before the checkpoint that follows it: a death in between repeats them, and never leaves one out.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ import numpy as np
 import ray
 import torch
 import torch.distributed as dist
+from ray.exceptions import ActorDiedError, ActorUnavailableError
 
 from actors import checkpoint
-from actors.clients import ActorLost, unwrap
-from actors.collector import BatchReply, CollectionStopped, EvalReply, Neighbours
+from actors.clients import ActorLost, cause, unwrap
+from actors.collector import BatchReply, CollectionStopped, CollectorLost, EvalReply, Neighbours
+from actors.diary import Diary, DiskFull, Status, disk_full
 from actors.env_worker import EnvFault
 from actors.sharding import shard
 from actors.types import Group
@@ -40,8 +43,16 @@ GAP_BOUND = {"float32": ("gap/max", 1e-4), "bfloat16": ("gap/mean", 2e-2)}
 """Largest |log-prob of sampler - log-prob of learner| a run may start with (design, promise 1)."""
 
 
+RETURN_SECONDS = 300.0
+"""How long a dead collector may take to come back."""
+
+
 class RunStopped(RuntimeError):
     """The run cannot go on and a restart would not help: one sentence for the user."""
+
+
+FINAL = (RunStopped, CollectionStopped, EnvFault, ActorLost, DiskFull, ValueError)
+"""Errors that a restart cannot mend."""
 
 
 class Recorder(Protocol):
@@ -89,26 +100,39 @@ class LearnerConfig:
     recorder: Recorder
     collector: Any
     neighbours: Neighbours
+    diary: Diary
 
 
 def learner_loop(loop_config: dict[str, Any]) -> None:
     """The function that Ray Train runs on every rank. loop_config: {"learner": LearnerConfig}."""
     config: LearnerConfig = loop_config["learner"]
     rank = dist.get_rank() if dist.is_initialized() else 0
+    config.diary.listen("learner" if rank == 0 else f"learner rank {rank}")
+    status = config.diary.status("learner") if rank == 0 else Status(None)
+    status.beat_alone()
     try:
-        Learner(config).run()
-    except (RunStopped, CollectionStopped, EnvFault, ActorLost, ValueError) as error:
+        Learner(config, status).run()
+    except Exception as error:
+        found = unwrap(error)
+        sentence = disk_full(found, config.diary.folder, status.doing) if isinstance(found, OSError) else None
+        if sentence is None and not isinstance(found, FINAL):
+            raise
         # what a restart cannot mend must not be restarted: record it and end in order
-        log.error("the run stopped: %s", unwrap(error))
+        log.error("the run stopped: %s", sentence or found)
+        status.failed(str(sentence or found))
         if rank == 0:
-            config.recorder.finish("failed", -1, str(unwrap(error)))
+            try:
+                config.recorder.finish("failed", -1, str(sentence or found))
+            except OSError as error:
+                log.error("result.json could not be written: %s", error.strerror)
 
 
 class Learner:
     """One rank of the learner."""
 
-    def __init__(self, config: LearnerConfig) -> None:
-        self.config = config
+    def __init__(self, config: LearnerConfig, status: Status) -> None:
+        self.config, self.status = config, status
+        status.stage("loading the models")
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self.device = f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
         if self.device == "cpu":
@@ -141,6 +165,7 @@ class Learner:
         self.started = time.perf_counter()
         self.earlier_seconds = 0.0
         self.flops_learning = 0.0
+        self.checkpoint_seconds = 0.0
         self.bad_steps = 0
 
     # ---- the loop ---------------------------------------------------------------------------------------------------------
@@ -148,10 +173,10 @@ class Learner:
     def run(self) -> None:
         c = self.config
         first = self.first = self._begin()
-        if c.eval_every and first == 0:
+        if c.eval_every and self.found is None:
             self._evaluate(0)
         for self.step in range(first, c.steps):
-            if self._agree(self.rank == 0 and ray.get(c.collector.stop_requested.remote())):
+            if self._agree(self.rank == 0 and self._ask("stop_requested")):
                 self._checkpoint(self.step)
                 return self._finish("interrupted", self.step)
             self._one_step(self.step)
@@ -160,36 +185,46 @@ class Learner:
 
     def _one_step(self, step: int) -> None:
         c, clock = self.config, Clock()
+        self.status.stage(f"waiting for the batch of step {step}")
         reply = self._batch()
         clock.lap("wait")
         groups = reply.groups
         for role, spec in c.roles.items():
             if spec.scores:
+                self.status.stage(f"scoring the batch of step {step} with the role {role}")
                 self._score(role, spec, groups, step)
         clock.lap("score")
+        self.status.stage(f"forward and backward of step {step}")
         metrics = self.algorithm.credit(groups)
         clock.lap("credit")
         metrics.update(self._update(groups, step, clock))
+        self.status.stage(f"publishing version {step + 1} to the samplers")
         published = self._publish(step + 1)
         clock.lap("publish")
         metrics.update(self._batch_metrics(groups, step, reply))
         self._guard(metrics, step, groups)
+        self.status.stage(f"writing traces and metrics of step {step}")
         if self.rank == 0 and c.traces_every and step % c.traces_every == 0:
             c.recorder.traces(f"step_{step:06d}", step, groups[: c.trace_groups])
         clock.lap("log")
         version = step + 1
-        if version % c.checkpoint_every == 0 and version < c.steps:
-            self._checkpoint(version)
-        clock.lap("checkpoint")
         row = {"kind": "train", "step": step, "version": version, "seconds": self._seconds(), **metrics}
+        # the lineage: which groups, by their place in the run's order of admission, this version was trained on
+        row["groups"] = [group.index for group in groups]
         row.update(clock.laps)
+        row["time/checkpoint"] = self.checkpoint_seconds
         row["time/apply_weights"] = published
-        row["time/total"] = clock.total()
+        row["time/total"] = clock.total() + self.checkpoint_seconds
         row["tokens/per_second"] = metrics["tokens/batch"] / max(clock.total(), 1e-9)
+        self.checkpoint_seconds = 0.0
         if self.rank == 0:
             c.recorder.metrics(row)
         if c.eval_every and (version % c.eval_every == 0 or version == c.steps):
             self._evaluate(version)
+        if version % c.checkpoint_every == 0 and version < c.steps:
+            start = time.perf_counter()
+            self._checkpoint(version)
+            self.checkpoint_seconds = time.perf_counter() - start  # in the next row: this one must be there before
 
     def _update(self, groups: Sequence[Group], step: int, clock: Clock) -> dict[str, float]:
         """All epochs and mini-batches over one batch; metrics are means over them (largest for .../max)."""
@@ -224,8 +259,10 @@ class Learner:
             self.earlier_seconds = state["learner"]["seconds"]
         arrays = merged_weights(self.updater.models["policy"])
         if self.rank == 0:
-            c.recorder.truncate(first)
-            ray.get(c.collector.start.remote(c.neighbours, state, arrays, first))
+            self.status.stage(f"starting the collection at version {first}")
+            # without a checkpoint everything is done again, the evaluation of version 0 too
+            c.recorder.truncate(first if self.found is not None else -1)
+            self._start_collector(state, arrays, first)
         self.started = time.perf_counter()
         return first
 
@@ -233,21 +270,45 @@ class Learner:
         reply: BatchReply | None = None
         if self.rank == 0:
             while reply is None:
-                answer = ray.get(self.config.collector.get_batch.remote())
+                answer = self._ask("get_batch")
                 if isinstance(answer, str):
-                    log.warning("waiting for the batch of step %d: %s", self.step, answer)
+                    log.debug("waiting for the batch of step %d: %s", self.step, answer)
                 else:
                     reply = answer
         reply = self._broadcast(reply)
         assert reply is not None
         return reply
 
+    def _ask(self, method: str, *args: Any) -> Any:
+        """Call the collector. Raises CollectorLost if it died: it comes back empty, and the learner starts again with it."""
+        try:
+            return ray.get(getattr(self.config.collector, method).remote(*args))
+        except ActorDiedError as error:
+            raise ActorLost(
+                f"the collector died and may not be restarted again (resources.max_restarts): {cause(error)}"
+            ) from error
+        except ActorUnavailableError as error:
+            raise CollectorLost(
+                f"the collector died while the learner was {self.status.doing}: {cause(error)}"
+            ) from error
+
+    def _start_collector(self, state: dict[str, Any] | None, arrays: dict[str, np.ndarray], version: int) -> None:
+        """`Collector.start`, waiting for one that is being restarted."""
+        deadline = time.monotonic() + RETURN_SECONDS
+        while True:
+            try:
+                return self._ask("start", self.config.neighbours, state, arrays, version)
+            except CollectorLost:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
+
     def _score(self, role: str, spec: RoleSpec, groups: Sequence[Group], version: int) -> None:
         if spec.trainable:
             self.updater.score(role, groups, version)
             return
         traces = [t for g in groups for t in g.live]
-        scores = ray.get(self.config.collector.scores.remote(role, traces)) if self.rank == 0 else None
+        scores = self._ask("scores", role, traces) if self.rank == 0 else None
         for trace, score in zip(traces, self._broadcast(scores), strict=True):
             trace.scores[role] = score
 
@@ -256,7 +317,7 @@ class Learner:
         if self.rank != 0:
             return 0.0
         # wrapped in a list: the collector passes the reference on to the samplers without copying the arrays
-        return ray.get(self.config.collector.publish.remote([ray.put(arrays)], version, self.algorithm.state()))
+        return self._ask("publish", [ray.put(arrays)], version, self.algorithm.state())
 
     def _evaluate(self, version: int) -> None:
         c = self.config
@@ -265,9 +326,8 @@ class Learner:
         row: dict[str, Any] = {"kind": "eval", "step": version, "version": version}
         start = time.perf_counter()
         for split in c.eval_splits:
-            reply: EvalReply = ray.get(
-                c.collector.evaluate.remote(split, c.eval_tasks, c.eval_samples, c.eval_temperature)
-            )
+            self.status.stage(f"evaluating version {version} on {split}")
+            reply: EvalReply = self._ask("evaluate", split, c.eval_tasks, c.eval_samples, c.eval_temperature)
             row.update({f"eval/{split}/{name}": value for name, value in reply.figures.items()})
             c.recorder.traces(f"eval_{version:06d}_{split}", version, reply.groups[: c.trace_groups])
             row.update(self._eval_gap(reply.groups))
@@ -288,7 +348,8 @@ class Learner:
     # ---- keeping ------------------------------------------------------------------------------------------------------------
 
     def _checkpoint(self, version: int) -> None:
-        state = ray.get(self.config.collector.state.remote()) if self.rank == 0 else {}
+        self.status.stage(f"saving the checkpoint of version {version}")
+        state = self._ask("state") if self.rank == 0 else {}
         state["learner"] = {"flops": self.flops_learning, "seconds": self._seconds()}
         checkpoint.save(
             self.config.checkpoints,
@@ -301,6 +362,7 @@ class Learner:
         )
 
     def _finish(self, status: str, step: int) -> None:
+        self.status.stage("finishing")
         if self.rank == 0:
             self.config.recorder.finish(status, step)
 

@@ -151,6 +151,10 @@ class Log(Section):
     """Log to Weights & Biases too (extra: wandb)."""
     mlflow: bool = False
     """Log to MLflow too (extra: mlflow)."""
+    watchdog_seconds: NonNegativeFloat = 60.0
+    """When nothing has moved for so long, a line names the stage and what it waits for, and again after twice as long; 0 never."""
+    watchdog_stop_seconds: NonNegativeFloat = 0.0
+    """When nothing has moved for so long, the run is stopped with that sentence (`posterior resume` continues it); 0 never."""
 
 
 class RunConfig(Section):

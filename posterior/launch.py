@@ -6,12 +6,14 @@ import difflib
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from actors.collector import Collector, CollectorConfig, Neighbours
+from actors.diary import Diary
 from actors.env_worker import EnvWorker
 from actors.learner import resolve_roles
 from actors.sampler import TokenSampler, sampler_environment
@@ -124,6 +126,16 @@ def check_env(config: RunConfig) -> None:
     first_task(env, name, splits[0])
 
 
+def kill_workers() -> None:
+    """SIGKILL the actors of the Ray that this process started: one that hangs would outlive the shutdown."""
+    import psutil
+
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if "".join(process.cmdline()).startswith("ray::"):
+                process.kill()
+
+
 def needed_resources(plan: Plan, *, learners: bool) -> dict[str, float]:
     """CPUs and GPUs that the plan's actors reserve."""
     r = plan.config.resources
@@ -163,7 +175,7 @@ def start_samplers(plan: Plan, *, armed: bool, path: str | None = None) -> list[
     ]
 
 
-def start_envs(plan: Plan) -> list[Any]:
+def start_envs(plan: Plan, diary: Diary | None = None) -> list[Any]:
     """Environment worker actors."""
     import ray
 
@@ -171,8 +183,8 @@ def start_envs(plan: Plan) -> list[Any]:
     return [
         ray.remote(EnvWorker)
         .options(num_cpus=0, max_restarts=config.resources.max_restarts, max_concurrency=CALLS)
-        .remote(config.env.name, config.env.args, plan.path)
-        for _ in range(config.env.workers)
+        .remote(config.env.name, config.env.args, plan.path, number, diary)
+        for number in range(config.env.workers)
     ]
 
 
@@ -190,12 +202,13 @@ def start_scorers(plan: Plan) -> dict[str, Any]:
     }
 
 
-def start_neighbours(plan: Plan, *, armed: bool) -> Neighbours:
-    """Everything a collector works with, starting in parallel. armed: the samplers need not wait for a learner's weights."""
-    return Neighbours(start_samplers(plan, armed=armed), start_envs(plan), start_scorers(plan))
+def start_neighbours(plan: Plan, *, armed: bool, diary: Diary | None = None) -> Neighbours:
+    """Everything a collector works with, starting in parallel. armed: the samplers need not wait for a learner's weights.
+    diary: of the run directory, if there is one."""
+    return Neighbours(start_samplers(plan, armed=armed), start_envs(plan, diary), start_scorers(plan))
 
 
-def start_collector(plan: Plan) -> Any:
+def start_collector(plan: Plan, diary: Diary | None = None) -> Any:
     """The collector actor, not yet connected."""
     import ray
 
@@ -216,5 +229,5 @@ def start_collector(plan: Plan) -> Any:
     return (
         ray.remote(Collector)
         .options(num_cpus=0, max_restarts=r.max_restarts, max_concurrency=CALLS)
-        .remote(settings, plan.make_algorithm, r.max_restarts + 1)
+        .remote(settings, plan.make_algorithm, r.max_restarts + 1, diary)
     )

@@ -1,25 +1,34 @@
-"""Live progress of a run, read from its metrics file: a bar on a terminal, a line now and then elsewhere."""
+"""Live progress of a run, read from its files: a bar on a terminal, a line now and then elsewhere, never silent for long.
+
+What a person should know (deaths, returns, a standstill) is in the event log and is shown as it comes, whoever wrote it.
+"""
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from typing import Any
 
 from posterior.rundir import RunDir
+from posterior.watchdog import Watchdog
 
 QUIET_SECONDS = 10.0
-"""Between lines where standard error is not a terminal."""
+"""Between lines where standard error is not a terminal: at most so often, and at least so often."""
+SHOW_SECONDS = 5.0
+"""Standstill after which the bar shows the stage in place of the last figures."""
 
 
 class Progress:
-    """Context manager; call `update` often."""
+    """Context manager; call `update` often. watchdog: is made to look, and knows the stage."""
 
-    def __init__(self, run: RunDir, steps: int) -> None:
-        self.run, self.steps = run, steps
+    def __init__(self, run: RunDir, steps: int, watchdog: Watchdog) -> None:
+        self.run, self.steps, self.watchdog = run, steps, watchdog
+        self._events = run.events.stat().st_size if run.events.exists() else 0
         self._at = 0
         self._rows = 0
-        self._last_line = 0.0
+        self._fresh = False
+        self._last_line = time.monotonic()
         self._fields = "starting samplers and learner"
         self._eval = ""
         self._bar: Any = None
@@ -51,14 +60,23 @@ class Progress:
 
     def update(self) -> None:
         """Read what was written since the last call."""
+        self.watchdog.look()
+        for event in self._new_events():
+            self.say(event)
         rows = self._new_rows()
         for row in rows:
             self._take(row)
+        self._fresh = self._fresh or bool(rows)
+        now = time.monotonic()
         if self._bar is not None:
-            self._bar.update(self._task, completed=self._at, figures=f"{self._fields}{self._eval}")
-        elif rows and (time.monotonic() - self._last_line > QUIET_SECONDS or self._at == self.steps):
-            self._last_line = time.monotonic()
-            print(f"step {self._at}/{self.steps}  {self._fields}{self._eval}", file=sys.stderr, flush=True)
+            waits = self.watchdog.still > SHOW_SECONDS
+            figures = self.watchdog.stage() if waits else f"{self._fields}{self._eval}"
+            self._bar.update(self._task, completed=self._at, figures=figures)
+        elif now - self._last_line > QUIET_SECONDS or (rows and self._at == self.steps):
+            self._last_line = now
+            said = f"{self._fields}{self._eval}" if self._fresh else self.watchdog.stage()
+            self._fresh = False
+            self.say(f"step {self._at}/{self.steps}  {said}")
 
     def say(self, text: str) -> None:
         if self._bar is not None:
@@ -75,6 +93,21 @@ class Progress:
         new = rows[self._rows :]
         self._rows = len(rows)
         return new
+
+    def _new_events(self) -> list[str]:
+        """What was added to the event log, for people; a line that is only half there waits for its rest."""
+        try:
+            with self.run.events.open("rb") as file:
+                file.seek(self._events)
+                whole = file.read().rpartition(b"\n")
+        except OSError:
+            return []
+        self._events += len(whole[0]) + len(whole[1])
+        out = []
+        for line in whole[0].splitlines():
+            event = json.loads(line)
+            out.append(f"[{event['time'][11:19]}] {event['who']}: {event['text']}")
+        return out
 
     def _take(self, row: dict[str, Any]) -> None:
         if row.get("kind") == "eval":

@@ -3,13 +3,13 @@
     config.yaml      the resolved configuration            traces/      sampled traces, one JSON line a group
     metrics.jsonl    one JSON object a line                checkpoints/ weights, optimiser, buffer and RNG state
     result.json      the final figures                     report.html  written by `posterior report`
+    events.jsonl     deaths, returns, standstills          .status/     where each process stands (`actors.diary`)
 
 Metrics are appended, one whole line a write; small files are written aside, flushed to disk and renamed.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from actors.diary import append_line
 
 
 def write_atomic(path: Path, text: str) -> None:
@@ -86,6 +88,7 @@ class RunDir:
         self.path = Path(path).expanduser().absolute()
         self.config = self.path / "config.yaml"
         self.metrics = self.path / "metrics.jsonl"
+        self.events = self.path / "events.jsonl"
         self.traces = self.path / "traces"
         self.checkpoints = self.path / "checkpoints"
         self.result = self.path / "result.json"
@@ -152,18 +155,7 @@ class RunDir:
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Add one row to metrics.jsonl in one write, newline included, handed to the system before this returns."""
-        line = json.dumps(plain(row), allow_nan=False).encode() + b"\n"
-        file = os.open(self.metrics, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX)  # another writer's line may be half there; closing unlocks
-            size = os.fstat(file).st_size
-            if size and os.pread(file, 1, size - 1) != b"\n":  # the rest of a killed writer's line
-                os.ftruncate(file, self.metrics.read_bytes().rfind(b"\n") + 1)
-            written = os.write(file, line)
-            while written < len(line):
-                written += os.write(file, line[written:])
-        finally:
-            os.close(file)
+        append_line(self.metrics, plain(row))
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """All rows of metrics.jsonl in order; a last line cut by a kill is left out."""

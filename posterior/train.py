@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
-import re
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from actors import checkpoint
 from actors.collector import Neighbours
+from actors.diary import Diary
 from actors.learner import LearnerConfig, learner_loop
 from actors.update import OptimiserConfig
 from models.loading import load_config
@@ -20,9 +21,11 @@ from posterior import launch
 from posterior.cluster import ClusterError, StopSignals, cluster
 from posterior.config import Optimiser, RunConfig
 from posterior.config_load import ConfigError, Resolved, dump, load
+from posterior.deaths import CollectorDeaths, LearnerDeaths, learner_failure
 from posterior.progress import Progress
 from posterior.recorder import Recorder
 from posterior.rundir import RunDir, write_atomic
+from posterior.watchdog import Watchdog
 
 log = logging.getLogger("posterior")
 
@@ -95,6 +98,7 @@ def learner_config(plan: launch.Plan, run: RunDir, collector: Any, neighbours: N
         recorder=recorder,
         collector=collector,
         neighbours=neighbours,
+        diary=Diary(run.path),
     )
 
 
@@ -105,32 +109,47 @@ def _optimiser(defaults: Optimiser, overrides: dict[str, Any]) -> OptimiserConfi
 def _run(plan: launch.Plan, run: RunDir) -> dict[str, Any]:
     config = plan.config
     _say(f"run directory: {run.path}")
+    diary = Diary(run.path)
+    diary.clear_statuses()
+    run.result.unlink(missing_ok=True)  # of an attempt that stopped
     with cluster(config.resources, launch.needed_resources(plan, learners=True)):
-        neighbours = launch.start_neighbours(plan, armed=False)
-        collector = launch.start_collector(plan)
-        failure = _fit(run, collector, learner_config(plan, run, collector, neighbours), plan.config)
+        neighbours = launch.start_neighbours(plan, armed=False, diary=diary)
+        collector = launch.start_collector(plan, diary)
+        learner = learner_config(plan, run, collector, neighbours)
+        failure = _fit(run, diary, collector, learner, config)
     result = run.read_result()
-    if failure is not None and result.get("status") != "failed":
-        raise RunFailed(f"training stopped: {cause(failure)}; continue with `posterior resume {run.path}`") from failure
-    from posterior.report import write_report
-
-    report = write_report([run.path])
+    if failure and result.get("status") != "failed":
+        with suppress(OSError):  # the sentence is told below, whatever the disk takes
+            learner.recorder.finish("failed", -1, failure)
+        raise RunFailed(f"training stopped: {failure}")
+    report = _report(run)
     if result.get("status") == "failed":
         raise RunFailed(f"training stopped: {result.get('error')}")
     if result.get("status") == "interrupted":
         _say(f"interrupted; continue with `posterior resume {run.path}`")
-    return {**result, "run": str(run.path), "report": str(report)}
+    return {**result, "run": str(run.path), "report": report}
 
 
-def _fit(run: RunDir, collector: Any, learner: LearnerConfig, config: RunConfig) -> BaseException | None:
+def _report(run: RunDir) -> str:
+    """The report's path; "" where a full disk does not take it, which must not cost the run its end."""
+    from posterior.report import write_report
+
+    try:
+        return str(write_report([run.path]))
+    except OSError as error:
+        _say(f"the report could not be written ({error.strerror}); write it later with `posterior report {run.path}`")
+        return ""
+
+
+def _fit(run: RunDir, diary: Diary, collector: Any, learner: LearnerConfig, config: RunConfig) -> str:
     """Run the learner under Ray Train while this thread shows progress and listens for Ctrl-C; returns what went wrong."""
-    import ray
     from ray.train import FailureConfig, ScalingConfig
     from ray.train import RunConfig as TrainRunConfig
     from ray.train.torch import TorchTrainer
 
     _quiet_ray_train()
     r = config.resources
+    callbacks: list[Any] = [LearnerDeaths(diary, learner.checkpoints)]
     trainer = TorchTrainer(
         learner_loop,
         train_loop_config={"learner": learner},
@@ -140,7 +159,10 @@ def _fit(run: RunDir, collector: Any, learner: LearnerConfig, config: RunConfig)
             resources_per_worker={"CPU": r.learner_cpus, **({"GPU": r.learner_gpus} if r.learner_gpus else {})},
         ),
         run_config=TrainRunConfig(
-            name="train", storage_path=str(run.path / ".ray"), failure_config=FailureConfig(max_failures=r.max_restarts)
+            name="train",
+            storage_path=str(run.path / ".ray"),
+            failure_config=FailureConfig(max_failures=r.max_restarts),
+            callbacks=callbacks,
         ),
     )
     failure: list[BaseException] = []
@@ -155,27 +177,30 @@ def _fit(run: RunDir, collector: Any, learner: LearnerConfig, config: RunConfig)
     thread = threading.Thread(target=fit, daemon=True)
     thread.start()
     asked = False
-    with Progress(run, config.train.steps) as progress, StopSignals() as stop:
-        while thread.is_alive():
+    alive = CollectorDeaths(collector, diary)
+    watchdog = Watchdog(diary, config.log.watchdog_seconds, config.log.watchdog_stop_seconds)
+    with Progress(run, config.train.steps, watchdog) as progress, StopSignals() as stop:
+        while thread.is_alive() and not watchdog.stop:
             progress.update()
+            alive.look()
+            if asked:
+                collector.request_stop.remote()  # again and again: a collector that came back has forgotten it
             time.sleep(0.2)
             if stop.count > 1:
                 raise KeyboardInterrupt
             if stop.count and not asked:
                 asked = True
                 progress.say("stopping after this step, with a checkpoint; press Ctrl-C again to stop at once")
-                ray.get(collector.request_stop.remote())
         progress.update()
-    return failure[0] if failure else None
-
-
-def cause(failure: BaseException) -> str:
-    """What a failure comes down to: the last line of the innermost traceback that its text quotes, or its first line."""
-    lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
-    quoted = [
-        line for line in lines if re.match(r"[A-Za-z_][\w.]*(Error|Exception|Stopped|Lost|Fault|Died|Exit)\b", line)
-    ]
-    return (quoted or lines or [type(failure).__name__])[-1 if quoted else 0]
+    onwards = f"continue with `posterior resume {run.path}`"
+    if watchdog.stop:
+        diary.event("watchdog", f"{watchdog.stop}; the run is stopped", "error")
+        launch.kill_workers()
+        return f"{watchdog.stop}; {onwards}"
+    watchdog.read()
+    if failure and not watchdog.error:
+        return f"{learner_failure(failure[0], r.max_restarts)}; {onwards}"
+    return watchdog.error
 
 
 def _quiet_ray_train() -> None:

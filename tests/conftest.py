@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -85,3 +86,52 @@ def ray_session() -> Iterator[None]:
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=256 * 2**20)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def no_run_survives() -> Iterator[None]:
+    """A test that fails leaves no run behind."""
+    yield
+    if "runs" in sys.modules:
+        sys.modules["runs"].end_all()
+
+
+BY_LENGTH = '''
+"""A dense reward that a random model varies in, so that training moves the weights, behind the real grader and sandbox."""
+import asyncio
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+from envs.base import Grade
+from envs.coding.env import CodingEnv
+
+HOLD = Path(__file__).with_name("hold")
+
+class ByLength(CodingEnv):
+    def __init__(self):
+        super().__init__(performance=False)
+    def splits(self):
+        return ("train", "test")
+    def tasks(self, split):
+        return [replace(task, prompt=f"{split} {i}") for i, task in enumerate(islice(super().tasks(split), 50))]
+    async def grade(self, task, text):
+        while HOLD.exists():  # a grader that hangs, for as long as a test wants
+            await asyncio.sleep(0.1)
+        solved = await super().grade(task, f"```python\\n{task.answer}\\n# {text!r}\\n```")
+        return Grade(value=solved.value * (text.count("e") / 10 + len(text) / 1000))
+'''
+
+
+@pytest.fixture(scope="session")
+def whole(tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An undisturbed run in folder/run; the folder also holds its configuration and the environment."""
+    from runs import config, result, start, write
+
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "reward_length.py").write_text(BY_LENGTH)
+    path = write(folder, config(tiny_model(), env={"name": "reward_length:ByLength"}))
+    done = result(start("train", str(path), "--out", str(folder / "run"), cwd=folder))
+    assert done["status"] == "finished"
+    assert done["gap"]["max"] < 1e-4
+    return folder

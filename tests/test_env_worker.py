@@ -71,3 +71,9 @@ def test_lost_grades_are_kept_apart_from_bad_ones_and_from_bugs(folder: str) -> 
     assert isinstance(lost, InfraError)
     with pytest.raises(EnvFault, match="worker_envs:Listed raised KeyError in grading an answer to task train"):
         asyncio.run(worker.grade(task, ["bug"], 0))
+
+
+def test_an_episode_of_a_worker_that_died_is_lost_and_not_a_fault(folder: str) -> None:
+    worker = EnvWorker("worker_envs:Listed", {}, [folder])
+    with pytest.raises(InfraError, match="7/0 was lost when its worker died"):
+        asyncio.run(worker.step("7/0", "good"))

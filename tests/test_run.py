@@ -3,106 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import psutil
 import pytest
-import yaml
-
-ROOT = Path(__file__).resolve().parents[1]
-STEPS = 14
-
-
-def config(folder: Path, **more: Any) -> dict[str, Any]:
-    base: dict[str, Any] = {
-        "name": "test",
-        "model": {"path": str(folder), "max_length": 320},
-        "sampling": {"max_tokens": 24},
-        "train": {"steps": STEPS, "batch_groups": 3, "checkpoint_every": 2},
-        "eval": {"every": STEPS // 2, "tasks": 4},
-        "algorithm": {"name": "rlvr", "group_size": 3},
-        "log": {"traces_every": 2},
-    }
-    for key, value in more.items():
-        base[key] = {**base.get(key, {}), **value} if isinstance(value, dict) else value
-    return base
-
-
-def write(tmp_path: Path, content: dict[str, Any]) -> Path:
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(content))
-    return path
-
-
-def start(*words: str, cwd: Path = ROOT) -> subprocess.Popen[str]:
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
-        [sys.executable, "-m", "posterior", *words, "--json"],
-        cwd=cwd,
-        env=env,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def result(process: subprocess.Popen[str], code: int = 0) -> dict[str, Any]:
-    out, err = process.communicate(timeout=400)
-    assert process.returncode == code, err[-4000:]
-    return json.loads(out)
-
-
-def rows(run: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl without what a clock wrote."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [
-        {k: v for k, v in line.items() if not k.startswith("time/") and k not in ("seconds", "tokens/per_second")}
-        for line in lines
-    ]
-
-
-def wait_for_step(run: Path, step: int, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 300
-    while time.monotonic() < deadline and process.poll() is None:
-        if (run / "metrics.jsonl").exists() and any(
-            row.get("step", -1) >= step for row in rows(run) if row["kind"] == "train"
-        ):
-            return
-        time.sleep(0.02)
-    raise AssertionError(f"step {step} was not reached")
-
-
-REWARD_ENV = "reward_length:ByLength"
-BY_LENGTH = '''
-from envs.base import Grade, SingleTurnEnv, Task
-
-class ByLength(SingleTurnEnv):
-    """A dense reward that a random model varies in, so that training moves the weights."""
-    def tasks(self, split):
-        return [Task(id=f"{split}{i}", prompt=f"{split} {i}") for i in range(50)]
-    def grade(self, task, text):
-        return Grade(value=text.count("e") / 10 + len(text) / 1000)
-'''
-
-
-@pytest.fixture(scope="module")
-def whole(tiny_model: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An undisturbed run; its folder also holds the configuration and the environment."""
-    folder = tmp_path_factory.mktemp("whole")
-    (folder / "reward_length.py").write_text(BY_LENGTH)
-    path = write(folder, config(tiny_model(), env={"name": REWARD_ENV}))
-    done = result(start("train", str(path), "--out", str(folder / "run"), cwd=folder))
-    assert done["status"] == "finished"
-    assert done["gap"]["max"] < 1e-4
-    return folder
+from runs import ROOT, STEPS, config, result, rows, start, wait_for_step, write
 
 
 def test_a_whole_run_leaves_what_it_promises(whole: Path) -> None:
@@ -138,29 +44,6 @@ def test_a_seed_reproduces_a_run_and_a_stopped_run_continues_the_same_curve(whol
     assert rows(stopped) == rows(whole / "run")
     again = result(start("resume", str(stopped), cwd=whole), code=1)
     assert "is finished" in again["error"]
-
-
-def test_killed_sampler_and_killed_learner_change_nothing_but_the_time(whole: Path) -> None:
-    killed = whole / "killed"
-    process = start("train", str(whole / "config.yaml"), "--out", str(killed), cwd=whole)
-    wait_for_step(killed, 0, process)
-    kill(process, "ray::TokenSampler")
-    wait_for_step(killed, 2, process)
-    kill(process, "ray::RayTrainWorker")
-    assert result(process)["status"] == "finished"
-
-    def curve(run: Path) -> list[dict[str, Any]]:
-        return [{k: v for k, v in row.items() if k != "restarts"} for row in rows(run)]
-
-    assert curve(killed) == curve(whole / "run")
-
-
-def kill(process: subprocess.Popen[str], name: str) -> None:
-    """SIGKILL the descendant of a run whose title begins with `name`."""
-    found = [p for p in psutil.Process(process.pid).children(recursive=True) if "".join(p.cmdline()).startswith(name)]
-    assert found, f"no process {name}"
-    for p in found:
-        p.kill()
 
 
 def test_a_custom_environment_and_a_users_model_train_with_one_command(

@@ -127,6 +127,18 @@ class Zygote:
             parts.append(part)
         return b"".join(parts)
 
+    def ending(self) -> str:
+        """How the process ended, in words; "" if it runs."""
+        try:
+            code = self.process.wait(timeout=0.2)
+        except subprocess.TimeoutExpired:
+            return ""
+        number = -code if code < 0 else code - 128  # the jail hands on what killed its child as a shell does
+        known = number in set(signal.Signals)
+        return f"; process {self.process.pid} " + (
+            f"was killed by {signal.Signals(number).name}" if known else f"exited with status {code}"
+        )
+
     def close(self) -> None:
         self.control.close()
         self.process.kill()
@@ -238,8 +250,9 @@ class Slot(threading.Thread):
             try:
                 return job(self)
             except (Broken, OSError) as error:
-                log.warning("sandbox slot %d restarts: %s", self.number, error)
-                reasons.append(str(error))
+                ended = "".join(zygote.ending() for zygote in self.zygotes.values())
+                log.warning("sandbox slot %d restarts: %s%s", self.number, error, ended)
+                reasons.append(f"{error}{ended}")
                 self.discard()
         raise InfraError(f"sandbox slot {self.number} failed {ATTEMPTS} times: {reasons[-1]}")
 
