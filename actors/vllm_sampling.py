@@ -38,7 +38,8 @@ def install(llm: Any) -> None:
         return LogprobsTensors(column.to(torch.int32), logprobs.gather(-1, column), torch.zeros_like(token_ids))
 
     sampler.gather_logprobs = gather
-    LogprobsProcessor._update_sample_logprobs = _update  # type: ignore[method-assign]
+    processor: Any = LogprobsProcessor
+    processor._update_sample_logprobs = _update
     if not torch.cuda.is_available():
         sampler.topk_topp_sampler.forward = _Draw(runner)
 

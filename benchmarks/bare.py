@@ -43,7 +43,7 @@ def generate(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     )
     params = SamplingParams(temperature=1.0, max_tokens=most, stop_token_ids=[1], detokenize=False)
     for step in itertools.count():
-        prompts = [
+        prompts: Any = [
             {"prompt_token_ids": tokenizer(prompt(GROUPS * step + i)).input_ids}
             for i in range(GROUPS)
             for _ in range(GROUP_SIZE)

@@ -79,13 +79,14 @@ class Contestant:
     def close(self) -> None:
         """End it with everything it started."""
         try:
-            family = [self._process, *psutil.Process(self._process.pid).children(recursive=True)]
+            parent = psutil.Process(self._process.pid)
+            family = [parent, *parent.children(recursive=True)]
         except psutil.NoSuchProcess:
             family = []
         for process in family:
             try:
                 process.kill()
-            except (psutil.NoSuchProcess, ProcessLookupError):
+            except psutil.NoSuchProcess:
                 pass
         self._process.wait()
         self._log.close()

@@ -104,21 +104,23 @@ def choose(folder: Path, model: Path, workload: str, steps: int, settings: Seque
 
 def compete(folder: Path, model: Path, workload: str, best: Sequence[Any], rounds: int, steps: int) -> Rounds:
     """Blocks of steps in turns, in an order that changes from round to round."""
-    starts = [lambda s=setting: trl(folder, model, workload, *s) for setting in best]
-    starts += [lambda s=s: posterior(folder, model, workload, s) for s in (0, 1)]
-    starts += [lambda: bare(folder, model, workload, "generate")]
     contestants: list[Contestant] = []
     done: Rounds = {}
+
+    def enter(contestant: Contestant) -> Contestant:
+        contestants.append(contestant)
+        contestant.ready()
+        contestant.block(1)
+        return contestant
+
     with running(contestants):
-        for start in starts:
-            contestants.append(start())
-            contestants[-1].ready()
-            contestants[-1].block(1)
-        lengths = contestants[-1].rows_file
+        for setting in best:
+            enter(trl(folder, model, workload, *setting))
+        for staleness in (0, 1):
+            enter(posterior(folder, model, workload, staleness))
+        lengths = enter(bare(folder, model, workload, "generate")).rows_file
         for budget in BUDGETS[workload]:
-            contestants.append(bare(folder, model, workload, "learn", budget, lengths))
-            contestants[-1].ready()
-            contestants[-1].block(1)
+            enter(bare(folder, model, workload, "learn", budget, lengths))
         for turn in range(rounds):
             order = np.random.default_rng(turn).permutation(len(contestants))
             for contestant in (contestants[i] for i in order):

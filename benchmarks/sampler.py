@@ -12,6 +12,7 @@ object store.
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 import tempfile
 import time
@@ -43,8 +44,9 @@ class Measured(TokenSampler):
             {"seed": i, "logprobs": 0, "flat_logprobs": True} if dressed else {} for i in range(len(rows))
         ]
         params = [EngineParams(temperature=1.0, max_tokens=TOKENS, detokenize=False, **m) for m in more]
+        prompts: Any = [{"prompt_token_ids": row} for row in rows]
         began = time.perf_counter()
-        self.llm.generate([{"prompt_token_ids": row} for row in rows], params, use_tqdm=False)
+        self.llm.generate(prompts, params, use_tqdm=False)
         return time.perf_counter() - began
 
 
@@ -97,7 +99,7 @@ def run(args: argparse.Namespace) -> list[Measure]:
 
     rounds = 3 if args.quick else 9
     out: list[Measure] = []
-    ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR")
+    ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level=logging.ERROR)
     with tempfile.TemporaryDirectory(prefix="posterior-bench-") as name:
         for size in SIZES:
             actor = start(Path(name), size)

@@ -43,9 +43,11 @@ class StepTimes:
 
 
 def _patch_vllm() -> None:
-    import trl.generation.vllm_generation as generation
+    import importlib
+
     from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 
+    generation: Any = importlib.import_module("trl.generation.vllm_generation")
     plain = generation.LLM
 
     def float32(*words: Any, **more: Any) -> Any:
@@ -73,7 +75,7 @@ def build(args: argparse.Namespace) -> tuple[Any, StepTimes]:
     gate = None if args.gate is None else Gate(args.gate)
     step = 0
 
-    def share_of_sevens(completions: list[str], **_: Any) -> list[float]:
+    def share_of_sevens(completions: list[str], **_: Any) -> list[float | None]:
         nonlocal step
         if gate is not None:
             gate.wait(step)
@@ -107,7 +109,8 @@ def build(args: argparse.Namespace) -> tuple[Any, StepTimes]:
         dataloader_pin_memory=False,
         seed=0,
         use_vllm=vllm,
-        **({"vllm_mode": "colocate", "vllm_max_model_length": PROMPT_WORDS + TOKENS[args.workload]} if vllm else {}),
+        vllm_mode="colocate",
+        vllm_max_model_length=PROMPT_WORDS + TOKENS[args.workload],
     )
     trainer = GRPOTrainer(
         model=AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32),

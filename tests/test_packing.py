@@ -102,7 +102,8 @@ def test_hidden_states_and_gradients_equal_those_of_single_rows(family: str) -> 
 
 
 def test_a_model_that_cannot_read_packed_rows_stays_as_it_was() -> None:
-    config = CONFIG_MAPPING["mamba"](vocab_size=50, hidden_size=32, num_hidden_layers=2, state_size=4)
+    small_mamba: dict[str, Any] = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}
+    config = CONFIG_MAPPING["mamba"](**small_mamba)
     model = AutoModelForCausalLM.from_config(config)
     ids = torch.arange(2, 12)[None]
     before = model(ids).logits
