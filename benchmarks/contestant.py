@@ -23,17 +23,17 @@ PATIENCE = 600
 class Contestant:
     """One process. name: for messages and its files. words: module and arguments; `{gate}` and `{rows}` are filled in.
 
-    rows: where it writes one JSON object a step; the default is a file in `folder`.
+    rows: where it writes one JSON object a step; the default is a file in `folder`. allowed: steps it may do at once.
     """
 
     def __init__(
-        self, name: str, folder: Path, words: Sequence[str], threads: int, rows: Path | None = None, **env: str
+        self, name: str, folder: Path, words: Sequence[str], threads: int, rows: Path | None = None, allowed: int = 0
     ) -> None:
         self.name = name
         self.folder = folder / name.replace(" ", "_")
         self.folder.mkdir(parents=True)
         self.gate = Gate(self.folder)
-        self.gate.allow(0)
+        self.gate.allow(allowed)
         self.rows_file = rows or self.folder / "rows.jsonl"
         self._log = (self.folder / "log").open("w")
         filled = [word.format(gate=self.folder, rows=self.rows_file) for word in words]
@@ -42,12 +42,12 @@ class Contestant:
         self._process = subprocess.Popen(
             [sys.executable, "-m", *filled],
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT), **variables, **quiet, **env},
+            env={**os.environ, "PYTHONPATH": str(ROOT), **variables, **quiet},
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=subprocess.STDOUT,
         )
-        self._allowed = 0
+        self._allowed = allowed
 
     def rows(self) -> list[dict[str, Any]]:
         """All steps so far."""

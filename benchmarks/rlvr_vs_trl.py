@@ -5,8 +5,8 @@
 Two workloads (`benchmarks.workloads`): w1, every answer has 64 tokens; w2, natural lengths with a heavy tail up to 512. 8 prompts
 of 16 tokens, 8 answers each, float32, one optimiser step a batch, on-policy (staleness 0), both cores.
 
-First every TRL setting (transformers' generate or patched vLLM; micro-batch 8, 16, 64; 1 or 2 threads) runs alone for a few steps;
-the best of each kind of generation goes on. Then, for `--rounds` rounds, the contestants take turns of a few steps while the
+First TRL settings (transformers' generate or patched vLLM; micro-batch 8, 16, 64 with 2 threads, the best of them with 1) run alone for
+a few steps; the best of each kind of generation goes on. Then, for `--rounds` rounds, the contestants take turns of a few steps while the
 others idle: both TRLs, Posterior, Posterior with staleness 1, and the bare generation and the bare forward and backward passes
 that no trainer can do without.
 
@@ -33,17 +33,20 @@ from benchmarks.contestant import Contestant
 from benchmarks.workloads import GROUP_SIZE, GROUPS, PROMPT_WORDS, TOKENS, write_model
 
 BATCH = GROUPS * GROUP_SIZE
-SETTINGS = list(itertools.product(("transformers", "vllm"), (8, 16, 64), (1, 2)))
+FIRST_STEPS = {"w1": 3, "w2": 2}
+"""Steps of every TRL setting before the best goes on."""
 BUDGETS = {"w1": (1024, 5120), "w2": (1024, 2048)}
 """Micro-batch budgets among which the bare forward and backward pass takes its best."""
 Rounds = dict[str, list[list[dict[str, Any]]]]
 """Contestant -> round -> steps."""
 
 
-def trl(folder: Path, model: Path, workload: str, generate: str, micro: int, threads: int) -> Contestant:
+def trl(
+    folder: Path, model: Path, workload: str, generate: str, micro: int, threads: int, allowed: int = 0
+) -> Contestant:
     words = ["benchmarks.trl_peer", "--model", str(model), "--workload", workload, "--generate", generate]
     words += ["--micro", str(micro), "--gate", "{gate}", "--rows", "{rows}"]
-    return Contestant(f"trl {generate} {micro} {threads}", folder, words, threads)
+    return Contestant(f"trl {generate} {micro} {threads}", folder, words, threads, allowed=allowed)
 
 
 def posterior(folder: Path, model: Path, workload: str, staleness: int) -> Contestant:
@@ -90,15 +93,23 @@ def running(contestants: Sequence[Contestant]) -> Iterator[None]:
             contestant.close()
 
 
-def choose(folder: Path, model: Path, workload: str, steps: int, settings: Sequence[Any]) -> dict[Any, float]:
-    """Median seconds a step of every TRL setting, each alone on the machine."""
-    found = {}
-    for setting in settings:
-        one = trl(folder / "choice", model, workload, *setting)
+def choose(folder: Path, model: Path, workload: str, quick: bool) -> dict[Any, float]:
+    """Seconds of the faster of the first steps of TRL settings, each alone on the machine: every micro-batch size with 2 threads, and
+    the best of them with 1, for both ways to generate."""
+    found: dict[Any, float] = {}
+
+    def measure(*setting: Any) -> float:
+        one = trl(folder / "choice", model, workload, *setting, allowed=FIRST_STEPS[workload])
         with running([one]):
             one.ready()
-            found[setting] = float(np.median([row["seconds"] for row in one.block(steps)]))
+            found[setting] = min(row["seconds"] for row in one.rows())
         _say(f"{workload}: {one.name}: {found[setting]:.2f} s a step")
+        return found[setting]
+
+    for generate in ("transformers",) if quick else ("transformers", "vllm"):
+        best = min((64,) if quick else (8, 16, 64), key=lambda micro: measure(generate, micro, 2))
+        if not quick:
+            measure(generate, best, 1)
     return found
 
 
@@ -189,14 +200,13 @@ def measures(workload: str, rounds: Rounds) -> list[Measure]:
 
 def run(args: argparse.Namespace) -> list[Measure]:
     out: list[Measure] = []
-    settings = [("transformers", 64, 2)] if args.quick else SETTINGS
     rounds, steps = (2, 1) if args.quick else (args.rounds, args.steps)
     with tempfile.TemporaryDirectory(prefix="posterior-bench-") as name:
         for workload in args.workloads:
             folder = Path(name) / workload
             folder.mkdir()
             model = write_model(folder / "model", workload)
-            chosen = choose(folder, model, workload, 2, settings)
+            chosen = choose(folder, model, workload, args.quick)
             best = [
                 min((s for s in chosen if s[0] == generate), key=chosen.__getitem__)
                 for generate in sorted({s[0] for s in chosen})
