@@ -42,7 +42,7 @@ Rounds = dict[str, list[list[dict[str, Any]]]]
 
 
 def trl(
-    folder: Path, model: Path, workload: str, generate: str, micro: int, threads: int, allowed: int = 0
+    folder: Path, model: Path, workload: str, generate: str, micro: int, threads: int, *, allowed: int = 0
 ) -> Contestant:
     words = ["benchmarks.trl_peer", "--model", str(model), "--workload", workload, "--generate", generate]
     words += ["--micro", str(micro), "--gate", "{gate}", "--rows", "{rows}"]
