@@ -79,6 +79,31 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def make_folder(name: str, out: str | Path | None = None) -> Path:
+    """Make a new folder: `out`, or runs/NAME-TIME under the working directory. Returns its absolute path.
+
+    Raises FileExistsError if `out` is a file or a folder with something in it.
+    """
+    if out is None:
+        stem = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "run"
+        first = Path("runs") / f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+        path, attempt = first, 1
+        while True:  # two runs of one second get different folders: whoever makes it owns it
+            try:
+                path.mkdir(parents=True)
+                return path.absolute()
+            except FileExistsError:
+                attempt += 1
+                path = first.with_name(f"{first.name}-{attempt}")
+    path = Path(out).expanduser().absolute()
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise FileExistsError(
+            f"{path} already holds something: choose another --out, or continue it with `posterior resume`."
+        )
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
 class RunDir:
     """The paths of one run and the safe ways to write them. `path` is made absolute at once."""
 
@@ -96,29 +121,8 @@ class RunDir:
 
     @classmethod
     def create(cls, name: str, out: str | Path | None = None) -> RunDir:
-        """Make the folder of a new run: `out`, or runs/NAME-TIME under the working directory.
-
-        Raises FileExistsError if `out` is a file or a folder with something in it.
-        """
-        if out is None:
-            stem = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "run"
-            first = Path("runs") / f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-            path, attempt = first, 1
-            while True:  # two runs of one second get different folders: whoever makes it owns it
-                try:
-                    path.mkdir(parents=True)
-                    break
-                except FileExistsError:
-                    attempt += 1
-                    path = first.with_name(f"{first.name}-{attempt}")
-            run = cls(path)
-        else:
-            run = cls(out)
-            if run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
-                raise FileExistsError(
-                    f"{run.path} already holds something: choose another --out, or continue it with `posterior resume`."
-                )
-            run.path.mkdir(parents=True, exist_ok=True)
+        """Make the folder of a new run (see `make_folder`) with what lies in it."""
+        run = cls(make_folder(name, out))
         run.traces.mkdir()
         run.checkpoints.mkdir()
         return run

@@ -88,7 +88,7 @@ def _optimiser(defaults: Optimiser, overrides: dict[str, Any]) -> OptimiserConfi
 
 def _run(plan: launch.Plan, run: RunDir) -> dict[str, Any]:
     config = plan.config
-    _say(f"run directory: {run.path}")
+    say(f"run directory: {run.path}")
     with launch.cluster(config, launch.needed_resources(plan, learners=True)):
         neighbours = launch.start_neighbours(plan, armed=False)
         collector = launch.start_collector(plan)
@@ -102,7 +102,7 @@ def _run(plan: launch.Plan, run: RunDir) -> dict[str, Any]:
     if result.get("status") == "failed":
         raise RunFailed(f"training stopped: {result.get('error')}")
     if result.get("status") == "interrupted":
-        _say(f"interrupted; continue with `posterior resume {run.path}`")
+        say(f"interrupted; continue with `posterior resume {run.path}`")
     return {**result, "run": str(run.path), "report": str(report)}
 
 
@@ -159,5 +159,6 @@ def _quiet_ray_train() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """One line for people, on standard error."""
     print(text, file=sys.stderr, flush=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from posterior.config_load import ConfigError, Resolved, describe, load, parse_words
+from posterior.tune_config import RECORD
 
 
 def demo(args: argparse.Namespace) -> dict[str, Any]:
@@ -50,6 +51,10 @@ def _train(resolved: Resolved, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def resume(args: argparse.Namespace) -> dict[str, Any]:
+    if (args.run_dir / RECORD).is_file():
+        from posterior.commands.tune import resume as resume_search
+
+        return resume_search(args.run_dir, args.json)
     from posterior.train import resume as run
 
     result = run(_folder(args.run_dir))
