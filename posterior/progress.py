@@ -103,8 +103,8 @@ class SearchProgress:
         self._trials = trials
         self._status: dict[str, str] = {}
         self._at: dict[str, str] = {}
-        self._steps: dict[str, int] = {}
-        self._best = ""
+        self.best = ""
+        """Said of the best trial so far."""
         self._last_line = 0.0
         self._bar: Any = None
         self._task: Any = None
@@ -132,24 +132,12 @@ class SearchProgress:
             self._bar.stop()
             self._bar = None
 
-    def take(
-        self,
-        name: str,
-        status: str,
-        at: int | None = None,
-        steps: int | None = None,
-        best: tuple[str, float] | None = None,
-        note: str = "",
-    ) -> None:
-        """News of one trial. at: its step; steps: its last one; best: the best trial so far and its metric."""
+    def take(self, name: str, status: str, at: int | None, steps: int, note: str = "") -> None:
+        """News of one trial. at: its step, None if that is no news; steps: its last one."""
         changed = self._status.get(name) != status
         self._status[name] = status
-        if steps is not None:
-            self._steps[name] = steps
         if at is not None:
-            self._at[name] = f"{at}/{self._steps.get(name, 0)}"
-        if best is not None:
-            self._best = f"best so far {best[1]:.3f} ({best[0]})"
+            self._at[name] = f"{at}/{steps}"
         if changed and self._bar is None:
             self.say(f"{name}: {status}{f', {note}' if note else ''}")
         elif changed and note:
@@ -172,7 +160,7 @@ class SearchProgress:
             count = sum(own == status for own in self._status.values())
             counts += [f"{count} {status}"] if count else []
         steps = [f"{name.split('_')[0]} at {self._at[name]}" for name in running if name in self._at]
-        return "  ".join([", ".join(counts), *steps, self._best]).strip()
+        return "  ".join([", ".join(counts), *steps, self.best]).strip()
 
     def say(self, text: str) -> None:
         if self._bar is not None:

@@ -85,10 +85,10 @@ class SearchDir:
 
 def search(plan: SearchPlan, out: Path | None = None) -> dict[str, Any]:
     """Run a search; returns its outcome as `posterior tune --json` prints it, with the table for people as "text"."""
-    _check(plan.trials)
+    needed = _check(plan.trials)
     if plan.repeated:
         say(f"{plan.repeated} draws repeat an earlier one and are left out: the same seed would give the same run")
-    return _run(SearchDir.create(plan, out))
+    return _run(SearchDir.create(plan, out), needed)
 
 
 def resume(path: Path) -> dict[str, Any]:
@@ -96,25 +96,26 @@ def resume(path: Path) -> dict[str, Any]:
     found = SearchDir.open(path)
     if all(row.status in OVER for row in found.rows()):
         raise ConfigError(f"every trial of the search {found.path} has ended; see search.html and best.yaml there")
-    _check(found.trials)
-    return _run(found)
+    return _run(found, _check(found.trials))
 
 
-def _check(trials: Sequence[TrialPlan]) -> None:
-    """What `posterior train` checks before it starts anything, for every trial."""
+def _check(trials: Sequence[TrialPlan]) -> dict[str, float]:
+    """What `posterior train` checks before it starts anything, for every trial; returns the CPUs and GPUs one may need."""
+    needed = {"CPU": 0.0, "GPU": 0.0}
     for trial in trials:
         try:
-            launch.make_plan(trial.config)
+            plan = launch.make_plan(trial.config)
         except ValueError as error:
             raise ConfigError(f"trial {trial.name}: {error}") from error
+        needed = {k: max(v, needed[k]) for k, v in launch.needed_resources(plan, learners=True).items()}
+    return needed
 
 
-def _run(found: SearchDir) -> dict[str, Any]:
+def _run(found: SearchDir, needed: Mapping[str, float]) -> dict[str, Any]:
     say(f"search directory: {found.path}")
     began = time.perf_counter()
-    needed = _needed(found.trials)
     with launch.cluster(found.trials[0].config, needed):
-        concurrent = _concurrent(found, needed)
+        concurrent = concurrency(found, needed)
         interrupted, crashed = _fit(found, concurrent)
     for name in found.stopped:
         if found.run(name).read_result().get("status") != "finished":
@@ -124,13 +125,7 @@ def _run(found: SearchDir) -> dict[str, Any]:
     return _outcome(found, interrupted, concurrent, time.perf_counter() - began)
 
 
-def _needed(trials: Sequence[TrialPlan]) -> dict[str, float]:
-    """CPUs and GPUs of the trial that needs most of each."""
-    each = [launch.needed_resources(launch.make_plan(trial.config), learners=True) for trial in trials]
-    return {kind: max(needs[kind] for needs in each) for kind in each[0]}
-
-
-def _concurrent(found: SearchDir, needed: Mapping[str, float]) -> int:
+def concurrency(found: SearchDir, needed: Mapping[str, float]) -> int:
     """How many trials run at once: all that fit, or as many as asked for. Raises ConfigError if those do not fit."""
     import ray
 
@@ -182,28 +177,36 @@ def _fit(found: SearchDir, concurrent: int) -> tuple[bool, dict[str, str]]:
             reduction_factor=config.reduction_factor,
             max_t=max(trial.config.train.steps for trial in found.trials) + 1,  # a run ends by itself at its last step
         )
-    watch = _watch(found, SearchProgress(len(tasks)))
+    watch = _watch(found, tasks, SearchProgress(len(others)))
     with _quiet_tune(), _interruptible(watch):
         tune.Tuner(
             # a trial's actor only waits, and its run reserves for itself; Tune wants something to be reserved: one byte
-            tune.with_resources(Trial, {"memory": 1}),
-            param_space={"task": tune.grid_search(tasks)},
-            tune_config=tune.TuneConfig(scheduler=scheduler, max_concurrent_trials=concurrent, reuse_actors=False),
+            tune.with_resources(tune.with_parameters(Trial, tasks=tasks), {"memory": 1}),
+            param_space={"trial": tune.grid_search(list(range(len(tasks))))},
+            tune_config=tune.TuneConfig(
+                scheduler=scheduler,
+                max_concurrent_trials=concurrent,
+                reuse_actors=False,
+                trial_dirname_creator=lambda trial: tasks[trial.config["trial"]].name,
+            ),
             run_config=tune.RunConfig(
-                name="tune",
+                name=time.strftime("%Y%m%d-%H%M%S"),  # Tune's own files of each part of the search, which nothing reads
                 storage_path=str(found.path / ".ray"),
                 stop=watch.stopper,
                 callbacks=[watch],
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=0),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
             ),
         ).fit()
     return watch.asked, watch.crashed
 
 
-def _watch(found: SearchDir, progress: SearchProgress) -> Any:
+def _watch(found: SearchDir, tasks: Sequence[TrialTask], progress: SearchProgress) -> Any:
     """Tune's callback: keeps the record of stopped trials, and shows what happens."""
     from ray import tune
+
+    choose = max if found.config.search.mode == "max" else min
 
     class StopAll(tune.Stopper):
         asked = False
@@ -237,33 +240,35 @@ def _watch(found: SearchDir, progress: SearchProgress) -> Any:
             progress.update()
 
         def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            task = trial.config["task"]
-            progress.take(task.name, "running", steps=task.steps)
+            self.show(trial, "running")
 
         def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Any, **info: Any) -> None:
-            task = trial.config["task"]
             if "metric" in result:
-                self.metrics[task.name] = result["metric"]
-            best = None
-            if self.metrics:
-                choose = max if found.config.search.mode == "max" else min
+                self.metrics[tasks[trial.config["trial"]].name] = result["metric"]
                 best = choose(self.metrics, key=lambda name: self.metrics[name])
-            progress.take(task.name, "running", at=result.get("at"), best=best and (best, self.metrics[best]))
+                progress.best = f"best so far {self.metrics[best]:.3f} ({best})"
+            self.show(trial, "running", at=result.get("at"))
+
+        def show(self, trial: Any, status: str, at: int | None = None, note: str = "") -> None:
+            task = tasks[trial.config["trial"]]
+            if not task.over:
+                progress.take(task.name, status, at, task.steps, note)
 
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            task, last = trial.config["task"], trial.last_result
-            if last.get("done") and "failed" in last:
-                progress.take(task.name, "failed" if last["failed"] else "finished", note=last["failed"])
+            task, last = tasks[trial.config["trial"]], trial.last_result
+            if last.get("done"):
+                self.show(trial, "failed" if last["failed"] else "finished", note=last["failed"])
             elif not self.asked and not task.over:
                 found.stopped[task.name] = int(last.get("at", 0))
                 found.save()
-                progress.take(task.name, STOPPED, note=f"at step {last.get('at', 0)}")
+                self.show(trial, STOPPED, note=f"at step {last.get('at', 0)}")
 
         def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-            name = trial.config["task"].name
-            reason = (str(trial.get_error() or "").strip().splitlines() or ["no word"])[-1]
-            self.crashed[name] = f"the process that watched this trial ended: {reason}"
-            progress.take(name, "failed", note=self.crashed[name])
+            error = trial.get_pickled_error() or trial.get_error()
+            reason = (str(error or "").strip().splitlines() or [type(error).__name__])[-1]
+            sentence = f"the process that watched this trial ended: {reason}"
+            self.crashed[tasks[trial.config["trial"]].name] = sentence
+            self.show(trial, "failed", note=sentence)
 
         def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
             progress.stop()
@@ -286,8 +291,10 @@ def _quiet_tune() -> Iterator[None]:
     """Tune without its own table, log files and signal handler."""
     for name in ("ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # the newer output prints although verbose is 0
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"  # not every result is an evaluation
     os.environ.setdefault("TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S", "0")
     yield
 
@@ -299,7 +306,9 @@ def _outcome(found: SearchDir, interrupted: bool, concurrent: int, seconds: floa
     write_csv(found.path / "trials.csv", rows)
     failed = [row for row in rows if row.status == "failed"]
     if len(failed) == len(rows):
-        raise RunFailed(f"all {len(rows)} trials failed; the first: {failed[0].error}")
+        raise RunFailed(
+            f"all {len(rows)} trials failed (see {found.path / 'trials.csv'}); the first: {failed[0].error}"
+        )
     result: dict[str, Any] = {
         "search": str(found.path),
         "status": "interrupted" if interrupted else "finished",

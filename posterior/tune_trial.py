@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,10 +48,13 @@ class TrialTask:
 
 
 class Trial(tune.Trainable):
-    """Reports {"step", "metric"} of every evaluation, {"at": step} in between, and {"done", "failed"} at the end."""
+    """config: {"trial": place in tasks}.
 
-    def setup(self, config: dict[str, Any]) -> None:
-        self.task: TrialTask = config["task"]
+    Reports {"step", "metric"} of every evaluation, {"at": step} in between, and {"done", "failed"} at the end.
+    """
+
+    def setup(self, config: dict[str, Any], tasks: Sequence[TrialTask] = ()) -> None:
+        self.task = tasks[config["trial"]]
         self.run = RunDir(self.task.run)
         self.reported = -1
         self.process = None if self.task.over else start(self.task)
@@ -75,6 +79,12 @@ class Trial(tune.Trainable):
         self.reported = int(row["version"])
         value = row.get(self.task.metric)  # null where it was not a number
         return {"at": self.reported} | ({} if value is None else {"step": self.reported, "metric": float(value)})
+
+    def save_checkpoint(self, folder: str) -> None:
+        """Nothing: the run keeps its own checkpoints."""
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Nothing: `setup` continues the run from its own."""
 
     def cleanup(self) -> None:
         if self.process is not None:
