@@ -256,7 +256,7 @@ def _watch(found: SearchDir, tasks: Sequence[TrialTask], progress: SearchProgres
 
         def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
             task, last = tasks[trial.config["trial"]], trial.last_result
-            if last.get("done"):
+            if "failed" in last:  # the run ended by itself; Tune sets "done" also where the scheduler stops a trial
                 self.show(trial, "failed" if last["failed"] else "finished", note=last["failed"])
             elif not self.asked and not task.over:
                 found.stopped[task.name] = int(last.get("at", 0))
