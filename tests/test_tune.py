@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import html
 import json
 import os
 import signal
@@ -300,7 +301,7 @@ def check_outcome(out: Path, done: dict[str, Any]) -> None:
     assert float(table[0]["metric"]) == pytest.approx(done["best"]["metric"])
     page = (out / "search.html").read_text()
     assert 'aria-label="metric against env.args.score"' in page
-    assert all(trial.get("error", "") in page for trial in done["trials"])
+    assert all(html.escape(trial.get("error", "")) in page for trial in done["trials"])
 
 
 @pytest.mark.slow
