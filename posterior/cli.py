@@ -108,11 +108,26 @@ def build_parser() -> argparse.ArgumentParser:
 
     resume = add(
         "resume",
-        "continue a stopped run from its newest checkpoint",
+        "continue a stopped run from its newest checkpoint, or a stopped search",
         "runs:resume",
         "example:\n  posterior resume runs/demo-20260101-120000",
     )
-    resume.add_argument("run_dir", type=Path, metavar="RUN", help="run directory")
+    resume.add_argument("run_dir", type=Path, metavar="RUN", help="run directory, or the folder of a search")
+
+    tune = add(
+        "tune",
+        "search a configuration's values with Ray Tune: random, grid, ASHA",
+        "tune:run",
+        "A search's file names a base configuration and what to vary; every trial is a whole run in OUT/trials.\n"
+        "Continue a stopped search with `posterior resume OUT`.\n\n"
+        "examples:\n"
+        "  posterior tune tune_configs/tune_rlvr_coding.yaml\n"
+        "  posterior tune my_search.yaml search.trials=12 train.steps=50 --out runs/search\n"
+        "  posterior tune my_search.yaml --dry-run\n"
+        "  posterior train runs/search/best.yaml",
+    )
+    tune.add_argument("config", type=Path, metavar="CONFIG.yaml", help="the search")
+    add_run_options(tune)
 
     evaluate = add(
         "eval",

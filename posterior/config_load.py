@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -68,12 +68,21 @@ class _Dumper(yaml.SafeDumper):
 _Dumper.yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
 
 
-def load(path: Path | None, words: Sequence[str] = ()) -> Resolved:
-    """Merge defaults, the file at `path` (None: no file) and `a.b=c` words; later ones win. Raises ConfigError."""
+def load(
+    path: Path | None, words: Sequence[str] = (), settings: Mapping[str, tuple[Any, str]] | None = None
+) -> Resolved:
+    """Merge defaults, the file at `path` (None: no file), settings and `a.b=c` words; later ones win. Raises ConfigError.
+
+    settings: dotted key to a value and the place that gave it.
+    """
     tree: dict[str, Any] = RunConfig().model_dump(mode="json")
     given: dict[Keys, str] = {}
     if path is not None:
         _merge(tree, _read(path, given), ())
+    for name, (value, place) in (settings or {}).items():
+        keys = tuple(name.split("."))
+        given[keys] = place
+        _set(tree, keys, value, place)
     for word in words:
         _set(tree, *_parse_word(word, given))
     _refuse_unknown(RunConfig, tree, (), given)
@@ -81,6 +90,16 @@ def load(path: Path | None, words: Sequence[str] = ()) -> Resolved:
     implied = _algorithm_options(config.algorithm, given) | _env_options(config, given)
     sources = {".".join(keys): given.get(keys, DEFAULT) for keys, _ in _leaves(config.model_dump(mode="json"))}
     return Resolved(config, sources, implied)
+
+
+def load_as(model: type[M], path: Path, words: Sequence[str] = ()) -> tuple[M, dict[Keys, str]]:
+    """A file of another kind, such as a search, with `a.b=c` words over it: its values, and the place of every key given."""
+    given: dict[Keys, str] = {}
+    tree = _read(path, given)
+    for word in words:
+        _set(tree, *_parse_word(word, given))
+    _refuse_unknown(model, tree, (), given, model)
+    return _validate(model, tree, (), given), given
 
 
 def dump(config: RunConfig) -> str:
@@ -203,12 +222,12 @@ def _merge(base: dict[str, Any], new: Mapping[str, Any], keys: Keys) -> None:
             base[key] = value
 
 
-def _set(tree: dict[str, Any], keys: Keys, value: Any) -> None:
+def _set(tree: dict[str, Any], keys: Keys, value: Any, place: str = COMMAND_LINE) -> None:
     for i, key in enumerate(keys[:-1]):
         if tree.get(key) is None:
             tree[key] = {}
         if not isinstance(tree[key], dict):
-            raise ConfigError(f"{COMMAND_LINE}: {'.'.join(keys[: i + 1])} is a value and has no key {keys[i + 1]}")
+            raise ConfigError(f"{place}: {'.'.join(keys[: i + 1])} is a value and has no key {keys[i + 1]}")
         tree = tree[key]
     if isinstance(tree.get(keys[-1]), dict) and isinstance(value, dict):
         _merge(tree[keys[-1]], value, ("", *keys))
@@ -242,23 +261,34 @@ def _section_of(annotation: Any) -> type[BaseModel] | None:
     return None
 
 
-def _refuse_unknown(model: type[BaseModel], tree: Mapping[str, Any], keys: Keys, given: Mapping[Keys, str]) -> None:
+def _refuse_unknown(
+    model: type[BaseModel],
+    tree: Mapping[str, Any],
+    keys: Keys,
+    given: Mapping[Keys, str],
+    root: type[BaseModel] = RunConfig,
+) -> None:
+    """root: where else in the file a key of that name may belong."""
     for key, value in tree.items():
         here = (*keys, key)
         if key not in model.model_fields:
             raise ConfigError(
-                f"{_place(here, given)}{'.'.join(here)} is not a known key{_suggest(here, model, keys, tree)}"
+                f"{_place(here, given)}{'.'.join(here)} is not a known key{_suggest(here, model, keys, root)}"
             )
-        section = _section_of(model.model_fields[key].annotation)
-        if section is not None and isinstance(value, dict):
-            _refuse_unknown(section, value, here, given)
+        annotation = model.model_fields[key].annotation
+        section = _section_of(annotation)
+        if section is None or not isinstance(value, dict):
+            continue
+        for name, entry in value.items() if get_origin(annotation) is dict else [("", value)]:
+            if isinstance(entry, dict):
+                _refuse_unknown(section, entry, (*here, name) if name else here, given, root)
 
 
-def _suggest(unknown: Keys, model: type[BaseModel], parent: Keys, tree: Mapping[str, Any]) -> str:
+def _suggest(unknown: Keys, model: type[BaseModel], parent: Keys, root: type[BaseModel]) -> str:
     near = difflib.get_close_matches(unknown[-1], model.model_fields, n=1)
     if near:
         return f"; did you mean {'.'.join((*parent, near[0]))}?"
-    elsewhere = {keys[-1]: keys for keys in reversed(list(_known(RunConfig)))}
+    elsewhere = {keys[-1]: keys for keys in reversed(list(_known(root)))}
     near = difflib.get_close_matches(unknown[-1], elsewhere, n=1, cutoff=0.8)
     if near:
         return f"; did you mean {'.'.join(elsewhere[near[0]])}?"
@@ -270,7 +300,7 @@ def _known(model: type[BaseModel], keys: Keys = ()) -> Iterator[Keys]:
     for name, info in model.model_fields.items():
         yield (*keys, name)
         section = _section_of(info.annotation)
-        if section is not None:
+        if section is not None and get_origin(info.annotation) is not dict:
             yield from _known(section, (*keys, name))
 
 

@@ -127,3 +127,76 @@ class Progress:
         if row.get("staleness/max"):
             parts.append(f"age {row['staleness/max']:.0f}")
         self._fields = "  ".join(parts)
+
+
+class SearchProgress:
+    """Live progress of a search: a bar over its trials on a terminal, a line at every change of a trial elsewhere."""
+
+    def __init__(self, trials: int) -> None:
+        self._trials = trials
+        self._status: dict[str, str] = {}
+        self._at: dict[str, str] = {}
+        self.best = ""
+        """Said of the best trial so far."""
+        self._last_line = 0.0
+        self._bar: Any = None
+        self._task: Any = None
+
+    def start(self) -> None:
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+            from rich.progress import Progress as Bar
+
+            self._bar = Bar(
+                TextColumn("trials"),
+                MofNCompleteColumn(),
+                BarColumn(bar_width=24),
+                TimeElapsedColumn(),
+                TextColumn("{task.fields[figures]}"),
+                console=Console(stderr=True),
+                refresh_per_second=4,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task("", total=self._trials, figures="starting")
+
+    def stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def take(self, name: str, status: str, at: int | None, steps: int, note: str = "") -> None:
+        """News of one trial. at: its step, None if that is no news; steps: its last one."""
+        changed = self._status.get(name) != status
+        self._status[name] = status
+        if at is not None:
+            self._at[name] = f"{at}/{steps}"
+        if changed and self._bar is None:
+            self.say(f"{name}: {status}{f', {note}' if note else ''}")
+        elif changed and note:
+            self.say(f"{name}: {status}, {note}")
+
+    def update(self) -> None:
+        """Draw, or print a line if the last is a while ago."""
+        figures = self._figures()
+        if self._bar is not None:
+            over = sum(status != "running" for status in self._status.values())
+            self._bar.update(self._task, completed=over, figures=figures)
+        elif self._at and time.monotonic() - self._last_line > 2 * QUIET_SECONDS:
+            self._last_line = time.monotonic()
+            self.say(figures)
+
+    def _figures(self) -> str:
+        running = [name for name, status in self._status.items() if status == "running"]
+        counts = [f"{len(running)} running"] if running else []
+        for status in ("finished", "stopped", "failed"):
+            count = sum(own == status for own in self._status.values())
+            counts += [f"{count} {status}"] if count else []
+        steps = [f"{name.split('_')[0]} at {self._at[name]}" for name in running if name in self._at]
+        return "  ".join([", ".join(counts), *steps, self.best]).strip()
+
+    def say(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.console.print(text)
+        else:
+            print(text, file=sys.stderr, flush=True)

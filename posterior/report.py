@@ -25,11 +25,12 @@ SCRIPTS = ("report_charts.js", "report_traces.js", "report.js")
 MINUS = "−"
 
 
-def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
+def write_report(runs: Sequence[Path], out: Path | None = None, title: str = "", lead: str = "") -> Path:
     """Write the report of `runs` (run directories, also of runs in progress) and return its path.
 
     out: the file to write; by default report.html in the first run's directory. Several runs are drawn over each other,
-    runs that differ only in their seed as mean and range. Raises FileNotFoundError if a folder is not a run directory,
+    runs that differ only in their seed as mean and range. title: instead of the runs' own; lead: markup shown before
+    everything else. Raises FileNotFoundError if a folder is not a run directory,
     ValueError if there is none.
     """
     if not runs:
@@ -38,14 +39,14 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
     path = Path(out).expanduser().absolute() if out is not None else opened[0].report
     path.parent.mkdir(parents=True, exist_ok=True)
     page = (
-        render(collect(opened)).encode("utf-8", "replace").decode()
+        render(collect(opened), title, lead).encode("utf-8", "replace").decode()
     )  # a lone surrogate in a trace is no reason to fail
     write_atomic(path, page)
     return path
 
 
-def render(data: Mapping[str, Any]) -> str:
-    """The page of what `report_data.collect` returned."""
+def render(data: Mapping[str, Any], title: str = "", lead: str = "") -> str:
+    """The page of what `report_data.collect` returned; title and lead: see `write_report`."""
     runs, groups = data["runs"], data["groups"]
     script = "\n".join(_asset(name) for name in SCRIPTS)
     script = f'"use strict";\n(() => {{\n{script}\n}})();'
@@ -61,8 +62,8 @@ def render(data: Mapping[str, Any]) -> str:
         "policy": f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; form-action 'none'",
         "title": html.escape(f"{groups[0]['name'] if len(groups) == 1 else 'Comparison'} · Posterior"),
         "style": _asset("report.css"),
-        "header": _header(runs, groups),
-        "headline": _single(runs[0]) if len(runs) == 1 else _several(runs, groups),
+        "header": _header(runs, groups, title),
+        "headline": lead + (_single(runs[0]) if len(runs) == 1 else _several(runs, groups)),
         "notes": _notes(runs),
         "configs": _configs(runs),
         "footer": f"Written by Posterior on {time.strftime('%d %B %Y, %H:%M')}.",
@@ -153,17 +154,18 @@ def _what(run: Mapping[str, Any]) -> str:
     return " · ".join(html.escape(str(part)) for part in parts if part)
 
 
-def _header(runs: Sequence[Mapping[str, Any]], groups: Sequence[Mapping[str, Any]]) -> str:
+def _header(runs: Sequence[Mapping[str, Any]], groups: Sequence[Mapping[str, Any]], title: str) -> str:
     first = runs[0]
     mark = '<p class="eyebrow">Posterior<span>report</span></p>'
-    if len(runs) == 1:
+    if len(runs) == 1 and not title:
         machine = [_words(first["result"][key]) for key in ("hardware", "versions") if first["result"].get(key)]
         return (
             f"{mark}<h1>{html.escape(first['name'])} {_status(first)}</h1>"
             f'<p class="what">{_what(first)}</p>'
             + "".join(f'<p class="machine">{html.escape(line)}</p>' for line in machine)
         )
-    title = html.escape(groups[0]["name"]) if len(groups) == 1 else f"{len(groups)} configurations compared"
+    one = groups[0]["name"] if len(groups) == 1 else f"{len(groups)} configurations compared"
+    title = html.escape(title or one)
     machines = dict.fromkeys(_words(run["result"]["hardware"]) for run in runs if run["result"].get("hardware"))
     return (
         f"{mark}<h1>{title}</h1>"

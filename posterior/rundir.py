@@ -81,6 +81,38 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def make_folder(name: str, out: str | Path | None = None) -> Path:
+    """Make a new folder: `out`, or runs/NAME-TIME under the working directory. Returns its absolute path.
+
+    Raises FileExistsError if `out` is a file or a folder with something in it, OSError if it cannot be made.
+    """
+    if out is None:
+        stem = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "run"
+        first = Path("runs") / f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+        path, attempt = first, 1
+        while True:  # two runs of one second get different folders: whoever makes it owns it
+            try:
+                path.mkdir(parents=True)
+                return path.absolute()
+            except FileExistsError:
+                attempt += 1
+                path = first.with_name(f"{first.name}-{attempt}")
+            except OSError as error:
+                raise _not_made(path.absolute(), error) from error
+    path = Path(out).expanduser().absolute()
+    if path.exists() and not path.is_dir():
+        raise FileExistsError(f"{path} is a file: choose another --out.")
+    if path.is_dir() and any(path.iterdir()):
+        raise FileExistsError(
+            f"{path} already holds something: choose another --out, or continue it with `posterior resume`."
+        )
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _not_made(path, error) from error
+    return path
+
+
 class RunDir:
     """The paths of one run and the safe ways to write them. `path` is made absolute at once."""
 
@@ -99,34 +131,10 @@ class RunDir:
 
     @classmethod
     def create(cls, name: str, out: str | Path | None = None) -> RunDir:
-        """Make the folder of a new run: `out`, or runs/NAME-TIME under the working directory.
-
-        Raises FileExistsError if `out` is a file or a folder with something in it, OSError if it cannot be made.
-        """
-        if out is None:
-            stem = re.sub(r"[^\w.-]+", "-", name).strip("-.") or "run"
-            first = Path("runs") / f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-            path, attempt = first, 1
-            while True:  # two runs of one second get different folders: whoever makes it owns it
-                try:
-                    path.mkdir(parents=True)
-                    break
-                except FileExistsError:
-                    attempt += 1
-                    path = first.with_name(f"{first.name}-{attempt}")
-                except OSError as error:
-                    raise _not_made(path.absolute(), error) from error
-            run = cls(path)
-        else:
-            run = cls(out)
-            if run.path.exists() and not run.path.is_dir():
-                raise FileExistsError(f"{run.path} is a file: choose another --out.")
-            if run.path.is_dir() and any(run.path.iterdir()):
-                raise FileExistsError(
-                    f"{run.path} already holds something: choose another --out, or continue it with `posterior resume`."
-                )
+        """Make the folder of a new run (see `make_folder`) with what lies in it."""
+        run = cls(make_folder(name, out))
         try:
-            run.traces.mkdir(parents=True)
+            run.traces.mkdir()
             run.checkpoints.mkdir()
         except OSError as error:
             raise _not_made(run.path, error) from error

@@ -58,7 +58,7 @@ def resume(run_dir: Path) -> dict[str, Any]:
     for newer in sorted(run.checkpoints.glob("step_*"), reverse=True):
         if newer == found:
             break
-        _say(f"passing over a damaged checkpoint: {checkpoint.damage(newer)}; continuing from {found}")
+        say(f"passing over a damaged checkpoint: {checkpoint.damage(newer)}; continuing from {found}")
     return _run(plan, run)
 
 
@@ -108,7 +108,7 @@ def _optimiser(defaults: Optimiser, overrides: dict[str, Any]) -> OptimiserConfi
 
 def _run(plan: launch.Plan, run: RunDir) -> dict[str, Any]:
     config = plan.config
-    _say(f"run directory: {run.path}")
+    say(f"run directory: {run.path}")
     diary = Diary(run.path)
     diary.clear_statuses()
     run.result.unlink(missing_ok=True)  # of an attempt that stopped
@@ -126,7 +126,7 @@ def _run(plan: launch.Plan, run: RunDir) -> dict[str, Any]:
     if result.get("status") == "failed":
         raise RunFailed(f"training stopped: {result.get('error')}")
     if result.get("status") == "interrupted":
-        _say(f"interrupted; continue with `posterior resume {run.path}`")
+        say(f"interrupted; continue with `posterior resume {run.path}`")
     return {**result, "run": str(run.path), "report": report}
 
 
@@ -137,7 +137,7 @@ def _report(run: RunDir) -> str:
     try:
         return str(write_report([run.path]))
     except OSError as error:
-        _say(f"the report could not be written ({error.strerror}); write it later with `posterior report {run.path}`")
+        say(f"the report could not be written ({error.strerror}); write it later with `posterior report {run.path}`")
         return ""
 
 
@@ -208,5 +208,6 @@ def _quiet_ray_train() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """One line for people, on standard error."""
     print(text, file=sys.stderr, flush=True)

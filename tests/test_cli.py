@@ -34,7 +34,7 @@ def error_of(done: subprocess.CompletedProcess[str]) -> str:
     return lines[0].removeprefix("posterior: error: ")
 
 
-COMMANDS = ["demo", "train", "resume", "eval", "doctor", "report", "envs list", "envs check", "label", "chat"]
+COMMANDS = ["demo", "train", "resume", "tune", "eval", "doctor", "report", "envs list", "envs check", "label", "chat"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

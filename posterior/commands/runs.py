@@ -9,6 +9,7 @@ from typing import Any
 
 from posterior.cluster import refuse_lost
 from posterior.config_load import ConfigError, Resolved, describe, load, parse_words
+from posterior.tune_config import RECORD
 
 
 def demo(args: argparse.Namespace) -> dict[str, Any]:
@@ -53,6 +54,10 @@ def _train(resolved: Resolved, args: argparse.Namespace) -> dict[str, Any]:
 
 def resume(args: argparse.Namespace) -> dict[str, Any]:
     refuse_lost(args.run_dir)
+    if (args.run_dir / RECORD).is_file():
+        from posterior.commands.tune import resume as resume_search
+
+        return resume_search(args.run_dir, args.json)
     from posterior.train import resume as run
 
     result = run(args.run_dir)

@@ -1,0 +1,158 @@
+"""One trial of a search: `posterior resume` in a process of its own, watched by a small Ray Tune actor.
+
+    Tune's controller ──► Trial actor (reserves nothing) ──► posterior resume RUN ──joins the same Ray──► samplers, learner, ...
+           ◄── step, metric ── reads RUN/metrics.jsonl ◄──────── writes ────────────┘
+
+The run is a job of its own in the cluster: when its process ends, for whatever reason, Ray takes away everything it
+started there. It starts by `resume` because that also starts a run that has nothing but its configuration.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray import tune
+
+from posterior.rundir import RunDir
+
+HEARTBEAT = 1.0
+"""Seconds between results while there is no news: as long as Ctrl-C may go unheard."""
+POLL = 0.2
+PATIENCE = 120.0
+"""Seconds that a run may take to end its step and write its checkpoint before it is killed."""
+LOG = "trial.log"
+STOPPED = "stopped"
+"""Status of a run that the search's scheduler ended early."""
+
+
+@dataclass(frozen=True)
+class TrialTask:
+    """What a trial's actor has to do. over: the run has ended in an earlier part of the search, tell its figures only."""
+
+    name: str
+    run: str
+    steps: int
+    metric: str
+    over: bool
+    cwd: str
+
+
+class Trial(tune.Trainable):
+    """config: {"trial": place in tasks}.
+
+    Reports {"step", "metric"} of every evaluation, {"at": step} in between, and {"done", "failed"} at the end.
+    """
+
+    def setup(self, config: dict[str, Any], tasks: Sequence[TrialTask] = ()) -> None:
+        self.task = tasks[config["trial"]]
+        self.run = RunDir(self.task.run)
+        self.reported = -1
+        self.process = None if self.task.over else start(self.task)
+
+    def step(self) -> dict[str, Any]:
+        until = time.monotonic() + HEARTBEAT
+        while True:
+            ended = self.process is None or self.process.poll() is not None  # looked at before the rows are read
+            rows = self.run.read_metrics()
+            for row in rows:
+                # the last evaluation is held back until the run has ended, so that no scheduler cuts off its last checkpoint
+                new = row.get("kind") == "eval" and row["version"] > self.reported
+                if new and (ended or row["version"] < self.task.steps):
+                    return self._evaluation(row)
+            if ended:
+                return {"done": True, "failed": "" if self.process is None else failure(self.run, self.process)}
+            if time.monotonic() > until:
+                return {"at": max((int(row["version"]) for row in rows), default=0)}
+            time.sleep(POLL)
+
+    def _evaluation(self, row: dict[str, Any]) -> dict[str, Any]:
+        self.reported = int(row["version"])
+        value = row.get(self.task.metric)  # null where it was not a number
+        return {"at": self.reported} | ({} if value is None else {"step": self.reported, "metric": float(value)})
+
+    def save_checkpoint(self, folder: str) -> None:
+        """Nothing: the run keeps its own checkpoints."""
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Nothing: `setup` continues the run from its own."""
+
+    def cleanup(self) -> None:
+        if self.process is not None:
+            end(self.process)
+
+
+def start(task: TrialTask) -> subprocess.Popen[bytes]:
+    """The run as a process that joins the Ray this one belongs to. Its output goes to the run's trial.log."""
+    environ = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    log = open(RunDir(task.run).path / LOG, "ab")  # noqa: SIM115 - the process keeps it
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-m", "posterior", "resume", task.run, "--json"],
+            cwd=task.cwd,
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            start_new_session=True,  # Ctrl-C at the terminal is the search's to pass on
+            preexec_fn=_prepare,
+        )
+    finally:
+        log.close()
+
+
+_LIBC = ctypes.CDLL(None, use_errno=True)
+PR_SET_PDEATHSIG = 1
+
+
+def _prepare() -> None:
+    """In the child: hear SIGINT, which Ray's processes block, and end with the actor even if that is killed."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    if hasattr(_LIBC, "prctl"):
+        _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def end(process: subprocess.Popen[bytes], patience: float = PATIENCE) -> None:
+    """Ask the run to end with a checkpoint, as Ctrl-C does; kill it if it does not within `patience` seconds."""
+    if process.poll() is not None:
+        return
+    process.send_signal(signal.SIGINT)
+    try:
+        process.communicate(timeout=patience)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+
+
+def failure(run: RunDir, process: subprocess.Popen[bytes]) -> str:
+    """Why the ended run failed, "" if it did not; also written to its result.json if it did not come to that itself."""
+    out = process.communicate()[0]
+    try:
+        result = json.loads(out)
+    except ValueError:
+        result = {
+            "ok": False,
+            "error": f"the run ended with code {process.returncode} and no word; see {LOG} in its folder",
+        }
+    if result.get("ok") or result.get("status") == "interrupted" or result.get("error") == "interrupted":
+        return ""
+    sentence = str(result.get("error"))
+    mark(run, "failed", sentence)
+    return sentence
+
+
+def mark(run: RunDir, status: str, error: str = "") -> None:
+    """Set the status in a run's result.json, keeping what else it says. error: one sentence, replaces an earlier one."""
+    result = {key: value for key, value in run.read_result().items() if key != "error"}
+    steps = [row["version"] for row in run.read_metrics() if row.get("kind") == "train"]
+    base = {"name": run.path.name, "status": status, "steps": max(steps, default=0)}
+    run.write_result({**base, **result, "status": status, **({"error": error} if error else {})})
