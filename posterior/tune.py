@@ -207,7 +207,7 @@ def _watch(found: SearchDir, tasks: Sequence[TrialTask], progress: SearchProgres
     """Tune's callback: keeps the record of stopped trials, and shows what happens."""
     from ray import tune
 
-    choose = max if found.config.search.mode == "max" else min
+    sign = 1 if found.config.search.mode == "max" else -1
 
     class StopAll(tune.Stopper):
         asked = False
@@ -246,7 +246,7 @@ def _watch(found: SearchDir, tasks: Sequence[TrialTask], progress: SearchProgres
         def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: Any, **info: Any) -> None:
             if "metric" in result:
                 self.metrics[tasks[trial.config["trial"]].name] = result["metric"]
-                best = choose(self.metrics, key=lambda name: self.metrics[name])
+                best = max(self.metrics, key=lambda name: sign * self.metrics[name])
                 progress.best = f"best so far {self.metrics[best]:.3f} ({best})"
             self.show(trial, "running", at=result.get("at"))
 

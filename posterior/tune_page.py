@@ -115,7 +115,7 @@ def _range(rows: Sequence[Row]) -> tuple[float, float]:
 
 
 def _steps(low: float, high: float) -> list[float]:
-    """About four round numbers from low to high."""
-    power = 10.0 ** math.floor(math.log10((high - low) / 4))
-    step = next(times * power for times in (1, 2, 2.5, 5, 10) if times * power >= (high - low) / 4 * 0.999)
+    """About five round numbers from low to high."""
+    power = 10.0 ** math.floor(math.log10((high - low) / 5))
+    step = next(times * power for times in (1, 2, 2.5, 5, 10) if times * power >= (high - low) / 5 * 0.999)
     return [place * step for place in range(math.ceil(low / step), math.floor(high / step) + 1)]

@@ -49,8 +49,8 @@ def row_of(trial: TrialPlan, run: RunDir, metric: str, mode: str, stopped: bool)
         status = STOPPED
     evals = [row for row in rows if row.get("kind") == "eval" and row["version"] > 0 and row.get(metric) is not None]
     last = evals[-1] if evals else {}
-    choose = max if mode == "max" else min
-    best = choose(evals, key=lambda row: row[metric]) if evals else {}
+    sign = 1 if mode == "max" else -1
+    best = max(evals, key=lambda row: sign * float(row[metric])) if evals else {}
     interval = [
         last.get(f"{metric.removesuffix('pass@1')}{end}") if metric.endswith("/pass@1") else None
         for end in ("low", "high")

@@ -80,7 +80,7 @@ class Trial(tune.Trainable):
         value = row.get(self.task.metric)  # null where it was not a number
         return {"at": self.reported} | ({} if value is None else {"step": self.reported, "metric": float(value)})
 
-    def save_checkpoint(self, folder: str) -> None:
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing: the run keeps its own checkpoints."""
 
     def load_checkpoint(self, checkpoint: Any) -> None:
