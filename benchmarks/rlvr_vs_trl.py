@@ -7,8 +7,7 @@ of 16 tokens, 8 answers each, float32, one optimiser step a batch, on-policy (st
 
 First TRL settings (transformers' generate or patched vLLM; micro-batch 8, 16, 64 with 2 threads, the best of them with 1) run alone for
 a few steps; the best of each kind of generation goes on. Then, for `--rounds` rounds, the contestants take turns of a few steps while the
-others idle: both TRLs, Posterior, Posterior with staleness 1, and the bare generation and the bare forward and backward passes
-that no trainer can do without.
+others idle: both TRLs, Posterior, and the bare generation and the bare forward and backward passes that no trainer can do without.
 
 w*_vs_trl: samples per second, Posterior over the better TRL. w*_efficiency: (bare generation + bare forward and backward, each in
 seconds per token) over Posterior's seconds per token. Intervals are 95 % bootstrap intervals over rounds.
@@ -35,8 +34,8 @@ from benchmarks.workloads import GROUP_SIZE, GROUPS, PROMPT_WORDS, TOKENS, write
 BATCH = GROUPS * GROUP_SIZE
 FIRST_STEPS = {"w1": 3, "w2": 2}
 """Steps of every TRL setting before the best goes on."""
-BUDGETS = {"w1": (1024, 5120), "w2": (1024, 2048)}
-"""Micro-batch budgets among which the bare forward and backward pass takes its best."""
+BUDGET = {"w1": 5120, "w2": 1024}
+"""Padded positions of a micro-batch of the bare forward and backward pass: the best of 1024, 2048, 4096 and 5120."""
 Rounds = dict[str, list[list[dict[str, Any]]]]
 """Contestant -> round -> steps."""
 
@@ -49,39 +48,35 @@ def trl(
     return Contestant(f"trl {generate} {micro} {threads}", folder, words, threads, allowed=allowed)
 
 
-def posterior(folder: Path, model: Path, workload: str, staleness: int) -> Contestant:
-    name = "posterior" if staleness == 0 else f"posterior s{staleness}"
-    run = folder / f"run{staleness}"
-    gate = folder / name.replace(" ", "_")
-    # taking turns, each stage may use both cores; overlapping stages share them
-    threads = {"sampler_threads": 2 if staleness == 0 else 1, "learner_threads": 2}
+def posterior(folder: Path, model: Path, workload: str) -> Contestant:
+    run = folder / "run"
     config = {
         "name": "bench",
         "model": {"path": str(model), "max_length": PROMPT_WORDS + TOKENS[workload]},
-        "env": {"name": "benchmarks.workloads:Words", "args": {"gate": str(gate)}},
+        "env": {"name": "benchmarks.workloads:Words", "args": {"gate": str(folder / "posterior")}},
         "algorithm": {"name": "rlvr", "preset": "grpo", "group_size": GROUP_SIZE},
         "sampling": {"temperature": 1.0, "max_tokens": TOKENS[workload]},
         "train": {
             "steps": 1_000_000,
             "batch_groups": GROUPS,
-            "staleness": staleness,
             "checkpoint_every": 1_000_000,
             "optimiser": {"lr": 1e-6},
         },
         "eval": {"every": 0},
         "log": {"traces_every": 0},
-        "resources": threads,
+        # sampler and learner take turns, so each may use both cores
+        "resources": {"sampler_threads": 2, "learner_threads": 2},
     }
-    path = folder / f"posterior{staleness}.yaml"
+    path = folder / "posterior.yaml"
     path.write_text(yaml.safe_dump(config))
     words = ["posterior", "train", str(path), "--out", str(run)]
-    return Contestant(name, folder, words, threads["learner_threads"], run / "metrics.jsonl")
+    return Contestant("posterior", folder, words, 2, run / "metrics.jsonl")
 
 
 def bare(folder: Path, model: Path, workload: str, what: str, budget: int = 0, lengths: Path = Path()) -> Contestant:
     words = ["benchmarks.bare", what, "--model", str(model), "--workload", workload, "--gate", "{gate}"]
     words += ["--rows", "{rows}", *(["--lengths", str(lengths), "--budget", str(budget)] if budget else [])]
-    return Contestant(f"bare {what} {budget or ''}".strip(), folder, words, 2)
+    return Contestant(f"bare {what}", folder, words, 2)
 
 
 @contextmanager
@@ -127,11 +122,9 @@ def compete(folder: Path, model: Path, workload: str, best: Sequence[Any], round
     with running(contestants):
         for setting in best:
             enter(trl(folder, model, workload, *setting))
-        for staleness in (0, 1):
-            enter(posterior(folder, model, workload, staleness))
+        enter(posterior(folder, model, workload))
         lengths = enter(bare(folder, model, workload, "generate")).rows_file
-        for budget in BUDGETS[workload]:
-            enter(bare(folder, model, workload, "learn", budget, lengths))
+        enter(bare(folder, model, workload, "learn", BUDGET[workload], lengths))
         for turn in range(rounds):
             order = np.random.default_rng(turn).permutation(len(contestants))
             for contestant in (contestants[i] for i in order):
@@ -148,10 +141,9 @@ def _mean(block: Sequence[dict[str, Any]], key: str) -> float:
 
 def _normal(rounds: Rounds) -> None:
     """Give Posterior's metrics rows the names that the others use."""
-    for name in (n for n in rounds if n.startswith("posterior")):
-        for row in itertools.chain(*rounds[name]):
-            row["seconds"], row["tokens"] = row["time/total"], row["tokens/batch"]
-            row.update({k.removeprefix("time/"): v for k, v in row.items() if k.startswith("time/")})
+    for row in itertools.chain(*rounds["posterior"]):
+        row["seconds"], row["tokens"] = row["time/total"], row["tokens/batch"]
+        row.update({k.removeprefix("time/"): v for k, v in row.items() if k.startswith("time/")})
 
 
 def _interval(values: np.ndarray) -> tuple[float, float]:
@@ -180,13 +172,10 @@ def measures(workload: str, rounds: Rounds) -> list[Measure]:
     token = {name: step[name] / [_mean(block, "tokens") for block in blocks] for name, blocks in rounds.items()}
     peers = [name for name in rounds if name.startswith("trl")]
     peer = min(peers, key=lambda name: step[name].mean())
-    learn = min((n for n in rounds if n.startswith("bare learn")), key=lambda n: token[n].mean())
-    floor = token["bare generate"] + token[learn]
+    floor = token["bare generate"] + token["bare learn"]
     add("vs_trl", step[peer] / step["posterior"], "x", target=1.0 if workload == "w1" else 3.0)
     add("vs_trl_per_token", token[peer] / token["posterior"], "x")
     add("efficiency", floor / token["posterior"], "x", target=0.9)
-    if "posterior s1" in rounds:
-        add("vs_trl_staleness_1", step[peer] / step["posterior s1"], "x")
     for name, blocks in rounds.items():
         label = name.replace(" ", "_")
         out.append(Measure(f"{workload}_{label}_step", float(step[name].mean()), "s"))

@@ -148,7 +148,7 @@ class Gate:
         while step >= int((self.folder / "allowed").read_text()):
             if not self.waits():
                 _write(self.folder / "waiting", str(step))
-            time.sleep(0.01)
+            time.sleep(0.1)
 
 
 def _write(path: Path, text: str) -> None:

@@ -118,6 +118,7 @@ def standstill(
         end()
 
 
+@pytest.mark.slow
 def test_a_full_disk_then_standstills_then_a_death_too_many_and_the_curve_is_the_same(
     whole: Path, small_disk: Path, tmp_path: Path
 ) -> None:

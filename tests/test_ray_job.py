@@ -191,6 +191,7 @@ def resumed(head: Head) -> Path:
     return run
 
 
+@pytest.mark.slow
 def test_a_job_trains_stops_and_resumes(head: Head, resumed: Path) -> None:
     assert json.loads((resumed / "result.json").read_text())["status"] == "finished"
     assert [row["step"] for row in rows(resumed)] == list(range(STEPS))
@@ -198,6 +199,7 @@ def test_a_job_trains_stops_and_resumes(head: Head, resumed: Path) -> None:
     came_from_the_jobs_copy(head)
 
 
+@pytest.mark.slow
 def test_a_run_directory_that_would_be_lost_is_refused(head: Head, resumed: Path) -> None:
     log = head.wait("relative", "FAILED")
     assert "posterior: error: a Ray job runs in a temporary copy" in log
