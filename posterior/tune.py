@@ -174,7 +174,7 @@ def _fit(found: SearchDir, concurrent: int) -> tuple[bool, dict[str, str]]:
             time_attr="step",
             metric="metric",
             mode=config.mode,
-            grace_period=config.grace_period,
+            grace_period=config.grace_period or 1,  # filled in when the search was planned
             reduction_factor=config.reduction_factor,
             max_t=max(trial.config.train.steps for trial in found.trials) + 1,  # a run ends by itself at its last step
         )
