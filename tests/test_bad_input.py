@@ -325,6 +325,7 @@ def test_a_users_folder_that_hides_a_package(here: Path, package: str, entry: li
 # A run that meets bad input on its way
 
 
+@pytest.mark.slow
 def test_a_run_that_an_environment_breaks_stays_whole(
     fails: Fails, here: Path, tiny_model: Callable[..., Path], capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -107,6 +107,7 @@ def test_a_bug_in_the_environment_stops_the_run_with_its_name(tiny_model: Callab
     assert "twenty_questions:Guess raised KeyError in step" in failed["error"]
 
 
+@pytest.mark.slow
 def test_a_prompt_that_does_not_fit_is_named(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
     more = {"model": {"max_length": 6}, "sampling": {"max_tokens": 4}, "env": {"name": "twenty_questions:Guess"}}
     path = write(tmp_path, config(tiny_model(), **more, eval={"every": 0}))

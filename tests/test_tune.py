@@ -183,6 +183,7 @@ def small_search(folder: Path, model: Path, scores: list[float]) -> Path:
     return write(folder, base, space={"env.args.score": {"grid": scores}}, search=search)
 
 
+@pytest.mark.slow
 def test_a_small_search(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
     """Two trials at once; asha stops the bad one, which comes second to every step; the best is a run's configuration."""
     path, out = small_search(tmp_path, tiny_model(), [3.0, 1.0]), tmp_path / "out"
