@@ -1,8 +1,10 @@
 """New weights into a running vLLM engine, through vLLM's own weight-transfer interface. The one file that knows how.
 
-The backend takes arrays that already lie in the engine's process (Ray hands them over zero-copy). On CPU two things need care
-(vLLM 0.32): linear layers keep only packed copies of their weights, so loading must go through the layer-wise reload; and a
-tied lm_head is not repacked by it, which leaves the output layer at the old embedding without any error.
+The backend takes arrays that already lie in the engine's process (Ray hands them over zero-copy). On CPU vLLM 0.32 keeps only packed
+copies of linear weights, and its layer-wise reload, which unpacks and repacks them, leaves a tied lm_head at the old embedding
+without any error. Where every layer is an ordinary linear or embedding layer, weights are therefore kept beside their packed
+copies: vLLM's own loaders write into them and they are packed again, in about half the time. Other models on CPU (experts,
+quantised layers) and every model on a GPU go through the layer-wise reload.
 """
 
 from __future__ import annotations
@@ -45,7 +47,8 @@ class ArraysEngine(WeightTransferEngine[ArraysInit, ArraysUpdate]):
         pass
 
     def start_weight_update(self) -> None:
-        initialize_layerwise_reload(self.model)
+        if not _kept(self.model):
+            initialize_layerwise_reload(self.model)
 
     def receive_weights(self, update_info: ArraysUpdate) -> None:
         # Ray's arrays are read-only views of shared memory; the loader copies out of them and never writes
@@ -53,6 +56,9 @@ class ArraysEngine(WeightTransferEngine[ArraysInit, ArraysUpdate]):
         load((name, _tensor(array)) for name, array in update_info.arrays.items())
 
     def finish_weight_update(self) -> None:
+        if _kept(self.model):
+            _repack(self.model)
+            return
         finalize_layerwise_reload(self.model, self.model_config)
         _repack_tied_head(self.model)
 
@@ -66,6 +72,46 @@ def _tensor(array: np.ndarray) -> torch.Tensor:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(array)
+
+
+def _keep_weights() -> None:
+    """From now on a linear layer that is packed for the CPU keeps its plain weight."""
+    from vllm.model_executor.layers import linear
+    from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
+
+    plain = linear.UnquantizedLinearMethod.process_weights_after_loading
+
+    def process(self: Any, layer: torch.nn.Module) -> None:
+        if getattr(layer, "_cpu_skip_gemm_dispatch", False):
+            plain(self, layer)
+        else:
+            dispatch_cpu_unquantized_gemm(layer, remove_weight=False)
+
+    method: Any = linear.UnquantizedLinearMethod
+    method.process_weights_after_loading = process
+
+
+def _kept(model: Any) -> bool:
+    """Whether every layer of a model on CPU has its plain weight."""
+    from vllm.model_executor.layers.linear import UnquantizedLinearMethod
+    from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
+    from vllm.platforms import current_platform
+
+    methods = (getattr(layer, "quant_method", None) for layer in model.modules())
+    ordinary = (UnquantizedLinearMethod, UnquantizedEmbeddingMethod)
+    return current_platform.is_cpu() and all(type(method) in ordinary for method in methods if method is not None)
+
+
+def _repack(model: Any) -> None:
+    """Pack every weight that a matrix product reads."""
+    from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
+
+    head = getattr(model, "lm_head", None)
+    for layer in model.modules():
+        only_looked_up = isinstance(layer, VocabParallelEmbedding) and not isinstance(layer, ParallelLMHead)
+        if hasattr(layer, "cpu_linear") and (layer is head or not only_looked_up):
+            dispatch_cpu_unquantized_gemm(layer, remove_weight=False)
 
 
 def _repack_tied_head(model: Any) -> None:
@@ -90,6 +136,8 @@ def register() -> None:
     """Make the backend known to vLLM; must run in the engine's process before the engine is built."""
     if BACKEND not in WeightTransferEngineFactory._registry:
         WeightTransferEngineFactory.register_engine(BACKEND, ArraysEngine)
+        if not torch.cuda.is_available():
+            _keep_weights()
 
 
 def update(llm: Any, arrays: dict[str, np.ndarray], version: int) -> None:
