@@ -39,6 +39,8 @@ def cluster(resources: Resources, needed: Mapping[str, float]) -> Iterator[None]
     # how often Ray Train looks whether its workers are done; the default of two seconds is felt at start and end
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray would run every worker at nice 15, behind anything else on the machine
+    os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # a variable that `ray job submit` sets for the job may be one of ours too: ours adds to it
     os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
