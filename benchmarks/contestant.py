@@ -1,9 +1,14 @@
-"""Trainers that take turns: each is a process that idles at a gate (`benchmarks.workloads.Gate`) until its block of steps comes."""
+"""Trainers that take turns: each is a process that waits at a gate (`benchmarks.workloads.Gate`) until its block of steps comes.
+
+Between its blocks a contestant and all its children are stopped (SIGSTOP): the idle threads of three trainers and two engines would
+otherwise take a tenth of the machine from the one whose turn it is.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -37,7 +42,7 @@ class Contestant:
         self.rows_file = rows or self.folder / "rows.jsonl"
         self._log = (self.folder / "log").open("w")
         filled = [word.format(gate=self.folder, rows=self.rows_file) for word in words]
-        variables = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive", "TOKENIZERS_PARALLELISM": "false"}
+        variables = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
         quiet = {"VLLM_LOGGING_LEVEL": "ERROR", "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1"}
         self._process = subprocess.Popen(
             [sys.executable, "-m", *filled],
@@ -69,8 +74,10 @@ class Contestant:
         """Let it do steps + 1 steps and return the last `steps`: the first holds the wait at the gate."""
         before = len(self.rows())
         self._allowed += steps + 1
+        self._signal(signal.SIGCONT)
         self.gate.allow(self._allowed)
         self.ready()
+        self._signal(signal.SIGSTOP)
         return self.rows()[before + 1 : before + 1 + steps]
 
     def output(self) -> str:
@@ -78,15 +85,19 @@ class Contestant:
 
     def close(self) -> None:
         """End it with everything it started."""
+        self._signal(signal.SIGKILL)
+        self._process.wait()
+        self._log.close()
+
+    def _signal(self, number: signal.Signals) -> None:
+        """To the process and everything it started."""
         try:
             parent = psutil.Process(self._process.pid)
             family = [parent, *parent.children(recursive=True)]
         except psutil.NoSuchProcess:
-            family = []
+            return
         for process in family:
             try:
-                process.kill()
+                process.send_signal(number)
             except psutil.NoSuchProcess:
                 pass
-        self._process.wait()
-        self._log.close()

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from actors.sampler import THREAD_POOL
 from posterior.config import Resources
 from posterior.config_load import ConfigError
 
@@ -75,7 +76,7 @@ def worker_environment() -> dict[str, str]:
     paths = [str(HOME), os.getcwd(), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     return {
         "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
-        "OMP_WAIT_POLICY": "passive",
+        **THREAD_POOL,
         "TOKENIZERS_PARALLELISM": "false",
     }
 

@@ -100,13 +100,6 @@ def test_many_parts_at_once(tiny_model: Callable[..., Path], tmp_path: Path) -> 
     assert "higher" in "".join(trace["tokens"])
 
 
-def test_a_bug_in_the_environment_stops_the_run_with_its_name(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
-    env = {"name": "twenty_questions:Guess", "args": {"crash": True}}
-    path = write(tmp_path, config(tiny_model(), env=env, eval={"every": 0}))
-    failed = result(start("train", str(path), "--out", str(tmp_path / "run"), cwd=ROOT / "tests"), code=1)
-    assert "twenty_questions:Guess raised KeyError in step" in failed["error"]
-
-
 @pytest.mark.slow
 def test_a_prompt_that_does_not_fit_is_named(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
     more = {"model": {"max_length": 6}, "sampling": {"max_tokens": 4}, "env": {"name": "twenty_questions:Guess"}}
