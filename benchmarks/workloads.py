@@ -5,7 +5,7 @@ The model is a Qwen3 of random weights whose next word is a Markov chain by cons
 class it belongs to, the output layer likes words of the same class, and the end token has a fixed probability in each class.
 
     w1: the end token never comes, every answer has exactly `max_tokens` tokens
-    w2: about 80 % of the answers end with probability 1/32 at each word, the others with 1/224: heavy-tailed, mean about 64
+    w2: about 80 % of the answers end with probability 1/32 at each word, the others with 1/224: heavy-tailed, mean about 70
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from typing import Any
+from typing import Any, Self
 
 from posterior.rundir import RunDir
 from posterior.watchdog import Watchdog
@@ -19,44 +19,71 @@ SHOW_SECONDS = 5.0
 """Standstill after which the bar shows the stage in place of the last figures."""
 
 
-class Progress:
-    """Context manager; call `update` often. watchdog: is made to look, and knows the stage."""
+class Bar:
+    """Drawn on standard error if that is a terminal; lines go above it. A context manager, or `start` and `stop`."""
+
+    def __init__(self, unit: str, total: int, figures: str, *, remaining: bool = False) -> None:
+        self._unit, self._total, self._first, self._remaining = unit, total, figures, remaining
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        if sys.stderr.isatty():
+            from rich import progress as rich
+            from rich.console import Console
+
+            self._bar = rich.Progress(
+                rich.TextColumn(self._unit),
+                rich.MofNCompleteColumn(),
+                rich.BarColumn(bar_width=24),
+                rich.TimeElapsedColumn(),
+                *([rich.TimeRemainingColumn()] if self._remaining else []),
+                rich.TextColumn("{task.fields[figures]}"),
+                console=Console(stderr=True),
+                refresh_per_second=4,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task("", total=self._total, figures=self._first)
+
+    def stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def draw(self, completed: int, figures: str) -> bool:
+        """Whether there is a bar to draw."""
+        if self._bar is None:
+            return False
+        self._bar.update(self._task, completed=completed, figures=figures)
+        return True
+
+    def say(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.console.print(text)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+
+class Progress(Bar):
+    """Progress of a run; call `update` often. watchdog: is made to look, and knows the stage."""
 
     def __init__(self, run: RunDir, steps: int, watchdog: Watchdog) -> None:
+        self._fields = "starting samplers and learner"
+        super().__init__("step", steps, self._fields, remaining=True)
         self.run, self.steps, self.watchdog = run, steps, watchdog
         self._events = run.events.stat().st_size if run.events.exists() else 0
         self._at = 0
         self._rows = 0
         self._fresh = False
         self._last_line = time.monotonic()
-        self._fields = "starting samplers and learner"
         self._eval = ""
-        self._bar: Any = None
-        self._task: Any = None
-
-    def __enter__(self) -> Progress:
-        if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-            from rich.progress import Progress as Bar
-
-            self._bar = Bar(
-                TextColumn("step"),
-                MofNCompleteColumn(),
-                BarColumn(bar_width=24),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[figures]}"),
-                console=Console(stderr=True),
-                refresh_per_second=4,
-            )
-            self._bar.start()
-            self._task = self._bar.add_task("", total=self.steps, figures=self._fields)
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        if self._bar is not None:
-            self._bar.stop()
 
     def update(self) -> None:
         """Read what was written since the last call."""
@@ -68,21 +95,14 @@ class Progress:
             self._take(row)
         self._fresh = self._fresh or bool(rows)
         now = time.monotonic()
-        if self._bar is not None:
-            waits = self.watchdog.still > SHOW_SECONDS
-            figures = self.watchdog.stage() if waits else f"{self._fields}{self._eval}"
-            self._bar.update(self._task, completed=self._at, figures=figures)
-        elif now - self._last_line > QUIET_SECONDS or (rows and self._at == self.steps):
+        waits = self.watchdog.still > SHOW_SECONDS
+        if self.draw(self._at, self.watchdog.stage() if waits else f"{self._fields}{self._eval}"):
+            return
+        if now - self._last_line > QUIET_SECONDS or (rows and self._at == self.steps):
             self._last_line = now
             said = f"{self._fields}{self._eval}" if self._fresh else self.watchdog.stage()
             self._fresh = False
             self.say(f"step {self._at}/{self.steps}  {said}")
-
-    def say(self, text: str) -> None:
-        if self._bar is not None:
-            self._bar.console.print(text)
-        else:
-            print(text, file=sys.stderr, flush=True)
 
     def _new_rows(self) -> list[dict[str, Any]]:
         if not self.run.metrics.exists():
@@ -129,41 +149,16 @@ class Progress:
         self._fields = "  ".join(parts)
 
 
-class SearchProgress:
-    """Live progress of a search: a bar over its trials on a terminal, a line at every change of a trial elsewhere."""
+class SearchProgress(Bar):
+    """Progress of a search: a bar over its trials on a terminal, a line at every change of a trial elsewhere."""
 
     def __init__(self, trials: int) -> None:
-        self._trials = trials
+        super().__init__("trials", trials, "starting")
         self._status: dict[str, str] = {}
         self._at: dict[str, str] = {}
         self.best = ""
         """Said of the best trial so far."""
         self._last_line = 0.0
-        self._bar: Any = None
-        self._task: Any = None
-
-    def start(self) -> None:
-        if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-            from rich.progress import Progress as Bar
-
-            self._bar = Bar(
-                TextColumn("trials"),
-                MofNCompleteColumn(),
-                BarColumn(bar_width=24),
-                TimeElapsedColumn(),
-                TextColumn("{task.fields[figures]}"),
-                console=Console(stderr=True),
-                refresh_per_second=4,
-            )
-            self._bar.start()
-            self._task = self._bar.add_task("", total=self._trials, figures="starting")
-
-    def stop(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
 
     def take(self, name: str, status: str, at: int | None, steps: int, note: str = "") -> None:
         """News of one trial. at: its step, None if that is no news; steps: its last one."""
@@ -179,10 +174,10 @@ class SearchProgress:
     def update(self) -> None:
         """Draw, or print a line if the last is a while ago."""
         figures = self._figures()
-        if self._bar is not None:
-            over = sum(status != "running" for status in self._status.values())
-            self._bar.update(self._task, completed=over, figures=figures)
-        elif self._at and time.monotonic() - self._last_line > 2 * QUIET_SECONDS:
+        over = sum(status != "running" for status in self._status.values())
+        if self.draw(over, figures):
+            return
+        if self._at and time.monotonic() - self._last_line > 2 * QUIET_SECONDS:
             self._last_line = time.monotonic()
             self.say(figures)
 
@@ -194,9 +189,3 @@ class SearchProgress:
             counts += [f"{count} {status}"] if count else []
         steps = [f"{name.split('_')[0]} at {self._at[name]}" for name in running if name in self._at]
         return "  ".join([", ".join(counts), *steps, self.best]).strip()
-
-    def say(self, text: str) -> None:
-        if self._bar is not None:
-            self._bar.console.print(text)
-        else:
-            print(text, file=sys.stderr, flush=True)
