@@ -8,7 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,8 @@ def drill(run: Path, process: subprocess.Popen[str], victims: list[psutil.Proces
     """Kill; the log must name the death and the cause within 30 s, and what came after it."""
     killed = time.time()
     for victim in victims:
-        victim.send_signal(signal.SIGKILL)
+        with suppress(psutil.NoSuchProcess):  # it fell with the one before
+            victim.send_signal(signal.SIGKILL)
     wait_until(death, lambda: bool(told(run, death, "SIGKILL", since=killed)), process, 60)
     noticed = datetime.fromisoformat(told(run, death, "SIGKILL", since=killed)[0]["time"]).timestamp()
     assert noticed - killed < 30
