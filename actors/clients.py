@@ -20,7 +20,7 @@ import numpy as np
 from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
 
 from actors.env_worker import EnvInfo
-from actors.sampler import EngineDied, NotArmed
+from actors.serving import EngineDied, NotArmed
 from actors.types import Prefix, Sample, SamplingParams
 from envs.base import InfraError, Observation, Step, Task
 

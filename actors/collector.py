@@ -159,6 +159,7 @@ class Collector:
         self._earlier_restarts = 0
         self._evaluating = ""
         self._totals = dict.fromkeys(TOTALS, 0.0)
+        self._ahead: dict[int, asyncio.Future[list[Group]]] = {}
 
     # ---- the learner's side -----------------------------------------------------------------------------------------------
 
@@ -187,6 +188,7 @@ class Collector:
         self._jobs.clear()
         self._failure = None
         self._refused_in_row = 0
+        self._ahead.clear()
         self.buffer = TraceBuffer(self.config.batch_groups, self.config.staleness)
         self.algorithm = self._make_algorithm()
         self._totals = dict.fromkeys(TOTALS, 0.0)
@@ -225,6 +227,10 @@ class Collector:
         """
         start = time.perf_counter()
         epoch = self._check_started()
+        if self.algorithm.offline:
+            groups = await self._examples(self.buffer.version)
+            self._check_started(epoch)
+            return BatchReply(groups, time.perf_counter() - start, dict(self._totals))
         await self._admit()
 
         def over() -> bool:
@@ -323,6 +329,19 @@ class Collector:
         return self._roller
 
     # ---- collecting -------------------------------------------------------------------------------------------------------
+
+    async def _examples(self, version: int) -> list[Group]:
+        """The batch of an offline method. The next one is made while the learner works on this one."""
+        ahead = self._ahead.pop(version, None) or asyncio.ensure_future(self._make_examples(version))
+        groups = await ahead
+        self._ahead = {version + 1: asyncio.ensure_future(self._make_examples(version + 1))}
+        return groups
+
+    async def _make_examples(self, version: int) -> list[Group]:
+        c, n = self.config, self.config.batch_groups
+        tasks = await self.envs.tasks(c.train_split, version * n, n, c.seed)
+        made = [(i, task, self.algorithm.example(task, i, version)) for i, task in enumerate(tasks, version * n)]
+        return [Group(task=task, traces=[trace], index=i, admitted=version) for i, task, trace in made]
 
     async def _admit(self) -> None:
         """Start as many groups as the bound allows, all in one turn of the event loop."""

@@ -77,6 +77,7 @@ class LearnerConfig:
     optimisers: Mapping[str, OptimiserConfig]
     model_dtype: str
     lora: dict[str, Any] | None
+    grad: str
     trust_remote_code: bool
     distribution: Distribution
     steps: int
@@ -408,7 +409,9 @@ class Learner:
         # adapters sit on the original weights; everything else continues from the checkpoint's own
         saved = self.found is not None and lora is None
         path = str(self.found / role) if saved and self.found is not None else spec.weights
-        model = load_role(path, dtype="float32", head=spec.head, lora=lora, trust_remote_code=c.trust_remote_code)
+        model = load_role(
+            path, dtype="float32", head=spec.head, lora=lora, grad=c.grad, trust_remote_code=c.trust_remote_code
+        )
         return model.to(self.device)
 
     def _broadcast(self, value: Any) -> Any:

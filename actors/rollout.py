@@ -68,6 +68,11 @@ class _Episode:
             self.outcome = "truncated"
 
     @property
+    def eps_seed(self) -> int:
+        """Of the noise of stochastic latents."""
+        return seed_of(self.seed, "noise")
+
+    @property
     def prefix(self) -> tuple[np.ndarray, np.ndarray]:
         return np.concatenate(self.token), np.concatenate(self.kind)
 
@@ -91,6 +96,7 @@ class _Episode:
             group=group,
             episode=self.name,
             seed=self.seed,
+            eps_seed=self.eps_seed,
             components=self.components,
             outcome=self.outcome,
             passed=self.passed,
@@ -192,12 +198,13 @@ class Roller:
         prefixes = []
         for episode, turn in zip(episodes, turns, strict=True):
             token, kind = episode.prefix
-            prefixes.append(Prefix(token, kind, seed_of(episode.seed, turn), group=group))
+            prefixes.append(Prefix(token, kind, seed_of(episode.seed, turn), episode.eps_seed, group))
         actions = []
         for episode, turn, prefix, sample in zip(
             episodes, turns, prefixes, await self.samplers.sample(prefixes, params), strict=True
         ):
-            thought, closed = self.chat.thought_length(prefix.token, sample.token)
+            thought, closed = self.chat.thought_length(prefix.token, sample.token[~sample.latent])
+            thought += int(sample.latent.sum())  # latents come before anything written
             episode.emit(sample, thought, turn)
             if sample.finish == "length":
                 episode.outcome = "truncated"

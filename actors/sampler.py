@@ -1,47 +1,25 @@
 """TokenSampler: a Ray actor around vLLM's in-process engine.
 
-The engine steps in a thread of its own. Everything that touches it (new requests, weights, pauses) is a closure put on a queue
-that the thread drains between two steps, so requests join and leave a running batch and weights change while others are in
-flight. Token ids in, token ids and log-probabilities out.
-
-    async method ──► queue of closures ──► engine thread: drain, step, drain, step ... ──► futures on the actor's event loop
-
-A sampler that was restarted after a death holds the weights of its model folder, not the current ones: it refuses work
-(`NotArmed`) until `update_weights` has been called once.
+Token ids in, token ids and log-probabilities out. How requests reach the engine's thread, and weights while others are in flight, is
+`actors.serving`'s.
 """
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import os
-import queue
-import threading
 import time
-import traceback
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
 
+from actors.serving import Call, Serving
 from actors.types import Prefix, Sample, SamplingParams
 from models.trace import Kind
-
-log = logging.getLogger("posterior.sampler")
-
 
 THREAD_POOL = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "3000"}
 """How idle arithmetic threads wait: a few microseconds in a loop, then asleep. Always asleep costs a process of two threads a third of
 its speed on a virtual machine; GNU OpenMP's own 300,000 rounds make two such processes on two cores five times slower."""
-
-
-class NotArmed(RuntimeError):
-    """The sampler does not hold the current weights yet."""
-
-
-class EngineDied(RuntimeError):
-    """The engine raised; the message holds its traceback. The actor exits and is restarted."""
 
 
 def sampler_environment(threads: int) -> dict[str, str]:
@@ -58,33 +36,7 @@ def sampler_environment(threads: int) -> dict[str, str]:
     }
 
 
-@dataclass
-class _Call:
-    """One `sample` or `score` call: its requests still running, and where the answers go."""
-
-    future: asyncio.Future[Any]
-    loop: asyncio.AbstractEventLoop
-    left: int
-    out: list[Any]
-    place: dict[str, int] = field(default_factory=dict)
-    started: float = field(default_factory=time.perf_counter)
-
-    def resolve(self) -> None:
-        self.loop.call_soon_threadsafe(self._settle, None)
-
-    def fail(self, error: BaseException) -> None:
-        self.loop.call_soon_threadsafe(self._settle, error)
-
-    def _settle(self, error: BaseException | None) -> None:
-        if self.future.done():  # the caller gave up
-            return
-        if error is None:
-            self.future.set_result(self.out)
-        else:
-            self.future.set_exception(error)
-
-
-class TokenSampler:
+class TokenSampler(Serving):
     """See the module's docstring. Build it with `ray.remote(TokenSampler).options(...)`, or directly in a test.
 
     path: model folder. dtype: "float32" or "bfloat16". max_length: prompt and answer together. stop_ids: ids that end a
@@ -142,15 +94,7 @@ class TokenSampler:
         self.llm.init_weight_transfer_engine({"init_info": {}})
         vllm_sampling.install(self.llm)
         self.engine = self.llm.llm_engine
-        self.version = 0
-        self.armed = armed
-        self._queue: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._calls: dict[str, _Call] = {}
-        self._serial = 0
-        self._paused = False
-        self._stats = {"tokens": 0, "steps": 0, "busy": 0.0, "updates": 0, "update_seconds": 0.0}
-        self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
-        self._thread.start()
+        super().__init__(armed)
 
     # ---- the actor's interface ------------------------------------------------------------------------------------------
 
@@ -172,27 +116,6 @@ class TokenSampler:
         self._check_armed()
         return await self._submit(len(rows), lambda call: self._add_scores(call, rows))
 
-    async def update_weights(self, arrays: dict[str, np.ndarray], version: int) -> float:
-        """Take new weights between two engine steps; returns seconds. Requests in flight go on under the new policy."""
-
-        def apply() -> float:
-            start = time.perf_counter()
-            self._weights.update(self.llm, arrays, version)
-            self.version, self.armed = version, True
-            seconds = time.perf_counter() - start
-            self._stats["updates"] += 1
-            self._stats["update_seconds"] += seconds
-            return seconds
-
-        return await self._do(apply)
-
-    async def pause(self) -> None:
-        """Stop stepping after the current step; requests are kept and new ones queue."""
-        await self._do(lambda: setattr(self, "_paused", True))
-
-    async def resume(self) -> None:
-        await self._do(lambda: setattr(self, "_paused", False))
-
     async def sleep(self, level: int = 1) -> None:
         """Give the GPU's memory back while the learner works (colocated runs); needs an idle engine. No effect on CPU."""
         await self._do(lambda: self.llm.sleep(level) if _has_gpu() else None)
@@ -200,74 +123,21 @@ class TokenSampler:
     async def wake(self) -> None:
         await self._do(lambda: self.llm.wake_up() if _has_gpu() else None)
 
-    async def abort_all(self) -> int:
-        """Drop every running request (their callers get an error); returns how many."""
+    # ---- the engine -------------------------------------------------------------------------------------------------------
 
-        def abort() -> int:
-            ids = list(self._calls)
-            if ids:
-                self.engine.abort_request(ids)
-            for call in {id(c): c for c in self._calls.values()}.values():
-                call.fail(asyncio.CancelledError("aborted"))
-            self._calls.clear()
-            return len(ids)
+    def _working(self) -> bool:
+        return self.engine.has_unfinished_requests()
 
-        return await self._do(abort)
+    def _step(self) -> list[tuple[str, Any]]:
+        return [(output.request_id, output) for output in self.engine.step() if output.finished]
 
-    async def stats(self) -> dict[str, Any]:
-        """Totals since start: tokens, steps, busy seconds, updates; and what holds now."""
-        return {
-            **self._stats,
-            "version": self.version,
-            "armed": self.armed,
-            "running": len(self._calls),
-            "pid": os.getpid(),
-        }
+    def _abort(self, names: list[str]) -> None:
+        self.engine.abort_request(names)
 
-    # ---- engine thread --------------------------------------------------------------------------------------------------
+    def _apply_weights(self, arrays: dict[str, np.ndarray], version: int) -> None:
+        self._weights.update(self.llm, arrays, version)
 
-    def _loop(self) -> None:
-        try:
-            while True:
-                working = self.engine.has_unfinished_requests() and not self._paused
-                self._drain(block=not working)
-                if self._paused or not self.engine.has_unfinished_requests():
-                    continue
-                start = time.perf_counter()
-                for output in self.engine.step():
-                    if output.finished:
-                        self._finish(output)
-                self._stats["busy"] += time.perf_counter() - start
-                self._stats["steps"] += 1
-        except BaseException:
-            # an engine that raised cannot be trusted: tell the callers why, then take the actor down to be restarted
-            cause = traceback.format_exc()
-            log.error("the vLLM engine died:\n%s", cause)
-            for call in {id(c): c for c in self._calls.values()}.values():
-                call.fail(EngineDied(cause))
-            time.sleep(0.5)
-            os._exit(17)
-
-    def _drain(self, block: bool) -> None:
-        while True:
-            try:
-                todo = self._queue.get() if block else self._queue.get_nowait()
-            except queue.Empty:
-                return
-            todo()
-            block = False
-
-    def _finish(self, output: Any) -> None:
-        call = self._calls.pop(output.request_id, None)
-        if call is None:
-            return
-        at = call.place[output.request_id]
-        call.out[at] = call.out[at](output)
-        call.left -= 1
-        if call.left == 0:
-            call.resolve()
-
-    def _add_samples(self, call: _Call, prefixes: Sequence[Prefix], params: SamplingParams) -> None:
+    def _add_samples(self, call: Call, prefixes: Sequence[Prefix], params: SamplingParams) -> None:
         from vllm import SamplingParams as EngineParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -287,7 +157,7 @@ class TokenSampler:
             call.out[i] = lambda output: self._sample_of(output, call)
             self._add(call, i, prefix.token, engine_params)
 
-    def _add_scores(self, call: _Call, rows: Sequence[np.ndarray]) -> None:
+    def _add_scores(self, call: Call, rows: Sequence[np.ndarray]) -> None:
         from vllm import SamplingParams as EngineParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -302,14 +172,12 @@ class TokenSampler:
             call.out[i] = lambda output, row=row: _given_logprobs(output.prompt_logprobs, row)
             self._add(call, i, row, params)
 
-    def _add(self, call: _Call, at: int, token: np.ndarray, params: Any) -> None:
-        self._serial += 1
-        name = str(self._serial)
+    def _add(self, call: Call, at: int, token: np.ndarray, params: Any) -> None:
+        name = self._enter(call, at)
         self.engine.add_request(name, {"prompt_token_ids": token.tolist()}, params)
-        call.place[name] = at
         self._calls[name] = call
 
-    def _sample_of(self, output: Any, call: _Call) -> Sample:
+    def _sample_of(self, output: Any, call: Call) -> Sample:
         completion = output.outputs[0]
         token = np.asarray(completion.token_ids, np.int32)
         self._stats["tokens"] += len(token)
@@ -324,48 +192,6 @@ class TokenSampler:
             finish="length" if completion.finish_reason == "length" else "stop",
             seconds=time.perf_counter() - call.started,
         )
-
-    # ---- crossing from the event loop to the engine thread -----------------------------------------------------------------
-
-    def _check_armed(self) -> None:
-        if not self.armed:
-            raise NotArmed("this sampler was (re)started and does not hold the current weights yet")
-
-    async def _submit(self, n: int, add: Callable[[_Call], None]) -> Any:
-        if n == 0:
-            return []
-        loop = asyncio.get_running_loop()
-        call = _Call(loop.create_future(), loop, n, [None] * n)
-
-        def todo() -> None:
-            try:
-                add(call)
-            except Exception as error:
-                # a request that vLLM refuses is the caller's error; the engine goes on
-                mine = [name for name in call.place if name in self._calls]
-                for name in mine:
-                    del self._calls[name]
-                if mine:
-                    self.engine.abort_request(mine)
-                call.fail(error)
-
-        self._queue.put(todo)
-        return await call.future
-
-    async def _do(self, action: Callable[[], Any]) -> Any:
-        loop = asyncio.get_running_loop()
-        call = _Call(loop.create_future(), loop, 1, [])
-
-        def todo() -> None:
-            try:
-                call.out = action()
-            except Exception as error:
-                call.fail(error)
-                return
-            call.resolve()
-
-        self._queue.put(todo)
-        return await call.future
 
 
 def _given_logprobs(flat: Any, token: np.ndarray) -> np.ndarray:

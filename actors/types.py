@@ -16,7 +16,8 @@ from models.trace import Trace
 class SamplingParams:
     """How to sample. temperature 0 is greedy. top_p 1 and top_k 0 keep the whole vocabulary. max_tokens: of one turn.
 
-    stop_ids: token ids that end a sequence beside the model's own end-of-sequence ids.
+    stop_ids: token ids that end a sequence beside the model's own end-of-sequence ids. latents: latent steps before the first token of
+    each turn (the most, where stopping is a sampled decision).
     """
 
     temperature: float = 1.0
@@ -24,6 +25,7 @@ class SamplingParams:
     top_k: int = 0
     max_tokens: int = 256
     stop_ids: tuple[int, ...] = ()
+    latents: int = 0
 
     def but(self, **changes: Any) -> SamplingParams:
         return replace(self, **changes)

@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from actors.types import Group
-from models.forward import Distribution, TokenForward, collate, deal, make_view, plan_microbatches, token_budget_of
+from models.forward import Distribution, ModelForward, collate, deal, make_view, plan_microbatches, token_budget_of
 from models.loading import RoleModel
 from models.roles import RoleSpec
 from models.terms import Term
@@ -223,7 +223,7 @@ class Updater:
     ) -> bool:
         batch = collate([row.trace for row in rows], [row.view for row in rows], self.device)
         with self._precision():
-            forward = TokenForward(self.models[role], batch, self.distribution)
+            forward = ModelForward(self.models[role], batch, self.distribution)
             terms: dict[str, Term] = self.algorithm.terms(role, forward, batch)
         loss = torch.zeros((), device=self.device)
         for name, term in terms.items():
@@ -252,11 +252,11 @@ class Updater:
         """A pass without effect on the gradient."""
         batch = collate([row.trace], [row.view], self.device)
         with self._precision():
-            terms = self.algorithm.terms(role, TokenForward(self.models[role], batch, self.distribution), batch)
+            terms = self.algorithm.terms(role, ModelForward(self.models[role], batch, self.distribution), batch)
         loss = sum((torch.where(batch.scored_BT, term.loss_BT, 0.0).sum() for term in terms.values()), torch.zeros(()))
         (0.0 * loss).backward()
 
-    def _gap(self, forward: TokenForward, rows: Sequence[Row], version: int, totals: Totals) -> None:
+    def _gap(self, forward: ModelForward, rows: Sequence[Row], version: int, totals: Totals) -> None:
         """Keep the learner's log-probs on the traces, and measure their distance from the sampler's."""
         logprobs_BT = forward.logprobs_BT.detach().float().cpu().numpy()
         for b, row in enumerate(rows):

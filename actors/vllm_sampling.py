@@ -21,6 +21,8 @@ from vllm.v1.engine.logprobs import LogprobsProcessor
 from vllm.v1.outputs import LogprobsTensors
 from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
 
+from models.seeds import noise_of
+
 _plain_update = LogprobsProcessor._update_sample_logprobs
 
 
@@ -73,17 +75,3 @@ class _Draw:
             length = self._runner.input_batch.num_tokens_no_spec[at]
             noise[torch.from_numpy(at)] = torch.from_numpy(noise_of(seed, length))
         return torch.ops._C.fused_gumbel_argmax(logits_BV.float(), noise), logprobs_BV
-
-
-def noise_of(seed: np.ndarray, length: np.ndarray) -> np.ndarray:
-    """int64[n] in 0 .. 2^62 - 1: SplitMix64 (Steele et al. 2014) of a uint64 seed and a token count, two rounds."""
-    with np.errstate(over="ignore"):
-        x = _mix(seed.astype(np.uint64)) + length.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-        return (_mix(x) >> np.uint64(2)).astype(np.int64)
-
-
-def _mix(x: np.ndarray) -> np.ndarray:
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))

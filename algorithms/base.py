@@ -1,7 +1,7 @@
 """The method interface. A method is a handful of hooks; samplers, buffer and learner do not know which one runs.
 
 A batch lives as follows. Online methods: the collector calls `collect` for one task after another, drops what `keep` refuses,
-and the learner consumes a fixed number of groups a step. Offline methods: the learner reads `dataset`. Then, for both, roles
+and the learner consumes a fixed number of groups a step. Offline methods: `example` makes one trace of each task. Then, for both, roles
 that declare `scores` read the batch, `credit` writes per-position weights over the *global* batch, and for every trainable
 role the learner runs a forward pass over micro-batches and asks `terms` for the loss.
 
@@ -11,7 +11,7 @@ no memory, so what `collect` needs to know of `credit`'s state must travel in `s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
@@ -59,7 +59,7 @@ class Algorithm:
 
     Config: ClassVar[type[AlgorithmConfig]] = AlgorithmConfig
     offline: ClassVar[bool] = False
-    """True for methods that read `dataset` and never sample."""
+    """True for methods that learn from given answers (`example`) and sample only to be evaluated."""
 
     def __init__(self, config: AlgorithmConfig, context: Context) -> None:
         self.config = config
@@ -74,9 +74,13 @@ class Algorithm:
         """Produce the traces of one task: by default `group_size` graded rollouts."""
         return Group(task=task, traces=await actors.rollout(task, self.config.group_size))
 
-    def dataset(self, tasks: Iterable[Task]) -> Iterable[Trace]:
-        """Offline methods: the traces to learn from, in order, endless or finite."""
-        raise TypeError(f"{type(self).__name__} is an online method and has no dataset")
+    def example(self, task: Task, index: int, version: int) -> Trace:
+        """Offline methods: the trace to learn from. index: of the task in the run's order; version: of the policy that will learn from it.
+
+        Must be a pure function of its arguments and the run's seed: it is asked again after a restart. Raises ValueError for a task
+        that has nothing to teach.
+        """
+        raise TypeError(f"{type(self).__name__} is an online method and makes no examples")
 
     def keep(self, group: Group) -> bool:
         """Whether a group enters the buffer. Must be a pure function of the group."""

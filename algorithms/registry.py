@@ -7,7 +7,10 @@ import importlib
 
 from algorithms.base import Algorithm
 
-BUILT_IN: dict[str, str] = {"rlvr": "algorithms.rlvr:RLVR"}
+BUILT_IN: dict[str, str] = {
+    "rlvr": "algorithms.rlvr:RLVR",
+    "neuralese_sft": "algorithms.neuralese_sft:NeuraleseSFT",
+}
 """Names of the methods that come with Posterior. A module is imported only when its method is asked for."""
 
 

@@ -113,6 +113,11 @@ class Env(ABC):
         """Names that `tasks` accepts; the first one is trained on, the others are held out."""
         return ("train", "test")
 
+    def words(self) -> Sequence[str]:
+        """All words of prompts and answers, where an environment is made of few: a model from nothing (model.path: scratch) speaks
+        these."""
+        return ()
+
     @abstractmethod
     async def reset(self, task: Task, seed: int) -> Observation:
         """Start an episode of `task`; nothing of an earlier episode may remain visible."""

@@ -18,7 +18,10 @@ GROUP = "posterior.envs"
 """Entry-point group in which installed packages offer environments: name = "package.module:Class"."""
 
 BUILTIN: dict[str, str] = {
+    "answers": "envs.answers:Answers",
     "coding": "envs.coding.env:CodingEnv",
+    "graph_reach": "envs.graph_reach:GraphReach",
+    "pointer_chase": "envs.pointer_chase:PointerChase",
 }
 """Environments of this project; they are found in a plain checkout too, where nothing is installed."""
 

@@ -1,20 +1,22 @@
-"""Batches of readings and the token thinker's forward pass over them."""
+"""Batches of readings and a role's forward pass over them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from models.feedback import epsilon_of
 from models.loading import RoleModel
 from models.packing import plan_packed, shared_with_previous, sort_rows
 from models.roles import Template
 from models.terms import Batch
+from models.thinking import read_with, think
 from models.trace import Kind, Trace, View
 
 CHUNK_LOGITS = 1 << 24
@@ -117,51 +119,79 @@ def collate(traces: Sequence[Trace], views: Sequence[View], device: torch.device
     )
 
 
-def truncate(logits_NV: Tensor, token_N: Tensor, top_p: float, top_k: int) -> Tensor:
-    """Set to -inf what top-k and then top-p sampling would drop; the given token always stays.
+def kept(logits_NV: Tensor, distribution: Distribution) -> Tensor:
+    """Set to -inf what top-k and then top-p sampling drop.
 
-    The same order and rule as vLLM: top-k keeps the k largest; top-p keeps the smallest set of the largest whose mass reaches
-    p. Keeping the given token makes the log-probability finite when the current policy would have dropped it: its support
-    is then the kept set and that one token.
+    The same order and rule as vLLM: top-k keeps the k largest; top-p keeps the smallest set of the largest whose mass reaches p.
     """
-    keep = torch.ones_like(logits_NV, dtype=torch.bool)
+    top_k, top_p = distribution.top_k, distribution.top_p
+    if 0 < top_k < logits_NV.shape[-1]:
+        logits_NV = logits_NV.masked_fill(logits_NV < logits_NV.topk(top_k, -1).values[:, -1:], -torch.inf)
+    if top_p < 1.0:
+        ordered, where = logits_NV.sort(-1)
+        below = ordered.softmax(-1).cumsum(-1) <= 1 - top_p
+        below[:, -1] = False
+        logits_NV = logits_NV.masked_fill(torch.zeros_like(below).scatter(-1, where, below), -torch.inf)
+    return logits_NV
+
+
+def truncate(logits_NV: Tensor, token_N: Tensor, distribution: Distribution) -> Tensor:
+    """`kept`, but the given token always stays.
+
+    That makes the log-probability finite when the current policy would have dropped it: its support is then the kept set and that one
+    token.
+    """
     with torch.no_grad():
-        if 0 < top_k < logits_NV.shape[-1]:
-            threshold = logits_NV.topk(top_k, -1).values[:, -1:]
-            keep &= logits_NV >= threshold
-        if top_p < 1.0:
-            kept = logits_NV.masked_fill(~keep, -torch.inf)
-            ordered, where = kept.sort(-1)
-            below = ordered.softmax(-1).cumsum(-1) <= 1 - top_p
-            below[:, -1] = False
-            keep &= ~torch.zeros_like(below).scatter(-1, where, below)
-        keep.scatter_(-1, token_N[:, None], True)
-    return logits_NV.masked_fill(~keep, -torch.inf)
+        dropped = kept(logits_NV, distribution) == -torch.inf
+        dropped.scatter_(-1, token_N[:, None], False)
+    return logits_NV.masked_fill(dropped, -torch.inf)
 
 
 def token_logprobs(logits_NV: Tensor, token_N: Tensor, distribution: Distribution) -> tuple[Tensor, Tensor]:
     """(float32[N] log-probability of the tokens, float32[N] entropy in nats) under a sampling distribution."""
     logits = logits_NV.float() / distribution.temperature
     if distribution.top_k or distribution.top_p < 1.0:
-        logits = truncate(logits, token_N, distribution.top_p, distribution.top_k)
+        logits = truncate(logits, token_N, distribution)
     logp = torch.log_softmax(logits, -1)
     entropy = -(logp.exp() * logp.masked_fill(logp == -torch.inf, 0.0)).sum(-1)
     return logp.gather(-1, token_N[:, None])[:, 0], entropy
 
 
-class TokenForward:
-    """The forward pass of a token thinker over one batch (see `models.terms.Forward`)."""
+class ModelForward:
+    """One role's forward pass over one batch (see `models.terms.Forward`); latent positions are thought anew.
 
-    def __init__(self, model: RoleModel, batch: Batch, distribution: Distribution = Distribution()) -> None:
-        if bool((batch.kind_BT == Kind.LATENT).any()):
-            raise ValueError("this batch has latent positions; a token thinker cannot read them")
+    latents: [L, D] to read in place of the model's own, in order of row and position.
+    """
+
+    def __init__(
+        self,
+        model: RoleModel,
+        batch: Batch,
+        distribution: Distribution = Distribution(),
+        latents: Tensor | None = None,
+    ) -> None:
         self.model = model
         self.batch = batch
         self.distribution = distribution
+        self._given = latents
 
     @cached_property
+    def _pass(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(hidden_ND, at_BT, latents_LD)"""
+        b = self.batch
+        if not bool((b.kind_BT == Kind.LATENT).any()):
+            return *self.model.hidden(b.token_BT, b.length_B), None
+        if self._given is not None:
+            return *read_with(self.model.base, b.token_BT, b.kind_BT, b.length_B, self._given), self._given
+        thinker = self.model.thinker
+        if thinker is None:
+            raise ValueError("this batch has latent positions; a token thinker cannot read them")
+        epsilon = epsilon_of_batch(b, self.model.base) if thinker.config.noise > 0 else None
+        return think(self.model.base, thinker, b.token_BT, b.kind_BT, b.length_B, self.model.grad, epsilon)
+
+    @property
     def _hidden(self) -> tuple[Tensor, Tensor]:
-        return self.model.hidden(self.batch.token_BT, self.batch.length_B)
+        return self._pass[:2]
 
     @cached_property
     def hidden_BTD(self) -> Tensor:
@@ -170,14 +200,27 @@ class TokenForward:
 
     @cached_property
     def _scores(self) -> tuple[Tensor, Tensor]:
-        scored = self.batch.scored_BT
+        scored, latent = self.batch.scored_BT, self.batch.kind_BT == Kind.LATENT
         hidden_ND, at_BT = self._hidden
+        spoken = scored & ~latent
         # the hidden state at t-1 predicts the token at t
-        hidden = hidden_ND.index_select(0, at_BT[:, :-1][scored[:, 1:]])
-        token = self.batch.token_BT[scored]
-        logprob, entropy = self._chunked(hidden, token)
+        hidden = hidden_ND.index_select(0, at_BT[:, :-1][spoken[:, 1:]])
+        logprob, entropy = self._chunked(hidden, self.batch.token_BT[spoken])
         zeros = torch.zeros(scored.shape, dtype=torch.float32, device=scored.device)
-        return zeros.masked_scatter(scored, logprob), zeros.masked_scatter(scored, entropy)
+        out = zeros.masked_scatter(spoken, logprob), zeros.masked_scatter(spoken, entropy)
+        if not bool((scored & latent).any()):
+            return out
+        halted = self._halting(scored & latent)
+        return tuple(x.masked_scatter(scored & latent, y) for x, y in zip(out, halted, strict=True))  # type: ignore[return-value]
+
+    def _halting(self, decided_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """(log-probability, entropy) of the decisions to think on or to stop; the hidden state at t decides whether t + 1 is latent."""
+        hidden_ND, at_BT = self._hidden
+        assert self.model.thinker is not None
+        logit = self.model.thinker.stop_logit(hidden_ND.index_select(0, at_BT[decided_BT]))
+        after = torch.nn.functional.pad(self.batch.kind_BT[:, 1:] == Kind.LATENT, (0, 1))
+        logprob = torch.nn.functional.logsigmoid(torch.where(after[decided_BT], -logit, logit))
+        return logprob, torch.nn.functional.binary_cross_entropy_with_logits(logit, logit.sigmoid(), reduction="none")
 
     def _chunked(self, hidden_ND: Tensor, token_N: Tensor) -> tuple[Tensor, Tensor]:
         vocabulary = self.model.base.config.vocab_size
@@ -208,10 +251,20 @@ class TokenForward:
 
     @property
     def latents(self) -> Tensor | None:
-        return None
+        return self._pass[2]
 
-    def __call__(self, latents: Tensor) -> TokenForward:
-        raise TypeError("a token thinker has no latents to replace")
+    def __call__(self, latents: Tensor) -> ModelForward:
+        return ModelForward(self.model, self.batch, self.distribution, latents)
+
+
+def epsilon_of_batch(batch: Batch, lm: Any) -> Tensor:
+    """float32[L, D] noise of a batch's latent positions, from each trace's seed and position."""
+    width = lm.config.get_text_config().hidden_size
+    parts = [
+        epsilon_of(trace.eps_seed or 0, view.index[view.kind == Kind.LATENT], width)
+        for trace, view in zip(batch.traces, batch.views, strict=True)
+    ]
+    return torch.from_numpy(np.concatenate(parts)).to(batch.token_BT.device)
 
 
 @torch.no_grad()
@@ -236,7 +289,7 @@ def score_traces(
     model.eval()
     for rows in plan_microbatches([v.token for v in views], token_budget, model.packs):
         batch = collate([traces[i] for i in rows], [views[i] for i in rows], device)
-        forward = TokenForward(model, batch, distribution)
+        forward = ModelForward(model, batch, distribution)
         values_BT = (forward.logprobs_BT if head == "lm" else forward.values_BT).cpu().numpy()
         scored_BT = batch.scored_BT.cpu().numpy()
         for b, i in enumerate(rows):
@@ -249,3 +302,10 @@ def score_traces(
             out[i] = view.scatter(values, len(traces[i]))
     model.train(was_training)
     return out
+
+
+@torch.no_grad()
+def score_rows(model: RoleModel, rows: Sequence[np.ndarray], device: torch.device | str = "cpu") -> list[np.ndarray]:
+    """float32[T] log-probability at temperature 1 of every token of plain token rows; NaN at the first position."""
+    traces = [Trace.from_target(row[:1].tolist(), row[1:].tolist(), str(i)) for i, row in enumerate(rows)]
+    return score_traces(model, traces, device=device)

@@ -11,10 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from models.chain import EXACT, Gradient
+from models.feedback import Thinker, has_thinker, load_thinker
 from models.packing import enable, pack, packed_hidden
 
 log = logging.getLogger("posterior.models")
 
+THINKER = "thinker."
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -97,14 +100,24 @@ class RoleModel(nn.Module):
     """A causal language model with an optional head of one output a position.
 
     lm: the Hugging Face model. head: None, or a linear layer [D -> 1] initialised at zero, so that a fresh value is 0.
-    packs: whether the model reads packed rows (`models.packing`); if not, rows are padded.
+    packs: whether the model reads packed rows (`models.packing`); if not, rows are padded. thinker: what makes latents of hidden
+    states, for models that think in them. grad: how far gradients go back through latents.
     """
 
-    def __init__(self, lm: Any, head: nn.Linear | None = None, packs: bool = False) -> None:
+    def __init__(
+        self,
+        lm: Any,
+        head: nn.Linear | None = None,
+        packs: bool = False,
+        thinker: Thinker | None = None,
+        grad: Gradient = EXACT,
+    ) -> None:
         super().__init__()
         self.lm = lm
         self.head = head
         self.packs = packs
+        self.thinker = thinker
+        self.grad = grad
 
     @property
     def base(self) -> Any:
@@ -139,9 +152,12 @@ def load_role(
     dtype: str = "float32",
     head: str = "lm",
     lora: dict[str, Any] | None = None,
+    grad: str = "exact",
     trust_remote_code: bool = False,
 ) -> RoleModel:
     """Load one role's model.
+
+    A folder with a thinker gives a model that thinks in latents. grad: how far gradients go through them, see `models.chain`.
 
     head "value" or "scalar" adds the linear head (weights from head.safetensors in the folder if present). lora: keyword
     arguments rank, alpha, dropout, targets. Raises ModelError with one sentence.
@@ -158,6 +174,9 @@ def load_role(
     packs = enable(lm)
     if not packs:
         log.warning("%s cannot read packed rows (its attention is its own): rows are padded, which is slower", path)
+    mind = load_thinker(path, lm) if has_thinker(path) else None
+    if mind is not None and not packs:
+        raise ModelError(f"{path} cannot think in latents: its attention is its own")
     linear = None
     if head != "lm":
         linear = nn.Linear(lm.config.hidden_size, 1, dtype=torch.float32)
@@ -181,13 +200,14 @@ def load_role(
                 task_type="CAUSAL_LM",
             ),
         )
-    return RoleModel(lm, linear, packs)
+    return RoleModel(lm, linear, packs, mind, Gradient.parse(grad))
 
 
 def merged_weights(model: RoleModel) -> dict[str, np.ndarray]:
     """The language model's weights as the sampler wants them: Hugging Face names, float32 arrays, adapters merged in.
 
-    Tied weights appear once. Sharded weights are gathered (a collective: every rank must call it).
+    A thinker's are among them, their names begin with `THINKER`. Tied weights appear once. Sharded weights are gathered (a collective:
+    every rank must call it).
     """
     lm = model.lm
     adapted = hasattr(lm, "merge_adapter")
@@ -203,10 +223,29 @@ def merged_weights(model: RoleModel) -> dict[str, np.ndarray]:
                 tensor = tensor.full_tensor()
             # copy: the array must not change under the sampler when the optimiser takes its next step
             out[name.replace(".base_layer.", ".")] = tensor.float().cpu().numpy().copy()
+        if model.thinker is not None:
+            for name, tensor in model.thinker.state_dict().items():
+                out[THINKER + name] = tensor.float().cpu().numpy().copy()
         return out
     finally:
         if adapted:
             lm.unmerge_adapter()
+
+
+@torch.no_grad()
+def put_weights(model: RoleModel, arrays: dict[str, np.ndarray]) -> None:
+    """Write `merged_weights` of a model of the same build into this one, in place. Raises KeyError naming a weight that is missing."""
+    named = [(name, tensor) for name, tensor in model.base.named_parameters()]
+    if model.thinker is not None:
+        named += [(THINKER + name, tensor) for name, tensor in model.thinker.state_dict().items()]
+    for name, tensor in named:
+        tensor.copy_(torch.from_numpy(np.array(arrays[name], copy=False)))
+
+
+def latent_id(tokenizer: Any) -> int:
+    """The id written at latent positions, which is never embedded: that of `<latent>`, or of padding where the vocabulary has none."""
+    found = tokenizer.convert_tokens_to_ids("<latent>")
+    return int(tokenizer.pad_token_id if found is None or found == tokenizer.unk_token_id else found)
 
 
 def save_role(model: RoleModel, folder: Path, tokenizer: Any | None) -> None:
@@ -216,7 +255,8 @@ def save_role(model: RoleModel, folder: Path, tokenizer: Any | None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     base = model.base
     dtype = next(base.parameters()).dtype
-    state = {name: torch.from_numpy(array).to(dtype) for name, array in merged_weights(model).items()}
+    arrays = {name: array for name, array in merged_weights(model).items() if not name.startswith(THINKER)}
+    state = {name: torch.from_numpy(array).to(dtype) for name, array in arrays.items()}
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     base.config.save_pretrained(folder)
     if base.generation_config is not None:
@@ -225,6 +265,8 @@ def save_role(model: RoleModel, folder: Path, tokenizer: Any | None) -> None:
         tokenizer.save_pretrained(folder)
     if model.head is not None:
         save_file(model.head.state_dict(), folder / "head.safetensors")
+    if model.thinker is not None:
+        model.thinker.save(folder)
 
 
 def _first_line(error: BaseException) -> str:

@@ -159,6 +159,7 @@ def packed_attention(
     attention_mask: Tensor | None,
     *,
     packing: Packing | None = None,
+    reader: Any = None,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
@@ -166,7 +167,14 @@ def packed_attention(
     s_aux: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """The attention function of transformers' interface: query [1, H, N, D], key and value [1, H', N, D] -> [1, N, H, D]."""
+    """The attention function of transformers' interface: query [1, H, N, D], key and value [1, H', N, D] -> [1, N, H, D].
+
+    reader: attends in this function's place (a latent chain, `models.chain.Reader`).
+    """
+    if reader is not None:
+        return reader(
+            module, query, key, value, scaling=scaling, sliding_window=sliding_window, softcap=softcap, s_aux=s_aux
+        )
     if softcap is not None or s_aux is not None:
         raise NotImplementedError("attention with a soft cap or sinks cannot be packed")
     heads = {"dropout_p": dropout, "scale": scaling, "enable_gqa": query.shape[1] != key.shape[1]}

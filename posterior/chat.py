@@ -7,7 +7,7 @@ from typing import Any
 
 from models.chat import ChatFormat
 from models.loading import load_role, load_tokenizer, stop_ids
-from posterior import launch
+from posterior.prepare import model_path
 from posterior.targets import open_target
 
 DIM, PLAIN = "\033[2m", "\033[0m"
@@ -55,7 +55,7 @@ class Talker:
 def chat(target: str) -> dict[str, Any]:
     """Read messages from standard input until its end; an empty line starts a new conversation."""
     config, what = open_target(target)
-    path = launch.model_path(config.model.path)
+    path = model_path(config)
 
     def fresh() -> Talker:
         return Talker(path, config.sampling.max_tokens, config.sampling.temperature, config.seed)

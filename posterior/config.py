@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegative
 
 EMBEDDED = "embedded"
 """Model path that stands for the toy model inside the package."""
+SCRATCH = "scratch"
+"""Model path that stands for random weights."""
 
 
 class Section(BaseModel):
@@ -29,9 +31,43 @@ class Lora(Section):
     """Module names that get adapters."""
 
 
+class Scratch(Section):
+    family: Literal["llama", "qwen3", "gpt2"] = "llama"
+    """Architecture."""
+    layers: PositiveInt = 2
+    """Decoder layers."""
+    width: PositiveInt = 64
+    """Values of a hidden state."""
+    heads: PositiveInt = 4
+    """Attention heads; must divide width."""
+
+
+class Thinker(Section):
+    kind: Literal["gated", "mlp", "raw", "soft", "pause"] = "gated"
+    """What makes a latent of a hidden state: gated (beginning near a learned pause token), mlp (CODI), raw (Coconut), soft (mixture of
+    tokens), or pause (the control: one learned embedding, nothing fed back)."""
+    noise: NonNegativeFloat = 0.0
+    """Standard deviation of the latents' noise, in units of an embedding's root mean square."""
+    stop: bool = False
+    """Whether the number of latent steps is a sampled decision (at most sampling.latents)."""
+    gate: float = Field(0.5, gt=0.0, lt=1.0)
+    """Share of the hidden state in a latent at the start (gated)."""
+    temperature: PositiveFloat = 1.0
+    """Of the mixture (soft)."""
+    expected_steps: PositiveFloat = 4.0
+    """Latent steps before the first stop, on average at the start (stop)."""
+
+
 class Model(Section):
     path: str = EMBEDDED
-    """Folder in Hugging Face format, hub id, or "embedded" for the toy model inside the package."""
+    """Folder in Hugging Face format, hub id, "embedded" for the toy model inside the package, or "scratch" for random weights."""
+    scratch: Scratch = Field(default_factory=Scratch)
+    """The model that path: scratch makes; its vocabulary are the environment's words."""
+    thinker: Thinker | None = None
+    """Let the model think in latents before it answers; a folder that has a thinker keeps its own."""
+    grad: str = "exact"
+    """How far gradients go back through latents: exact, recompute (the same with less memory), truncated:M (the last M steps),
+    detached (a control)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Weights and arithmetic of sampler and learner (bfloat16: the learner keeps float32 master weights)."""
     max_length: PositiveInt = 512
@@ -59,7 +95,9 @@ class Sampling(Section):
     top_k: NonNegativeInt = 0
     """Keep only the k likeliest tokens; 0 keeps everything."""
     max_tokens: PositiveInt = 160
-    """Longest answer, thought included, in tokens."""
+    """Longest answer, written thought included, in tokens."""
+    latents: NonNegativeInt = 0
+    """Latent steps before each answer or action (the most, with model.thinker.stop)."""
 
 
 class Optimiser(Section):
@@ -113,6 +151,19 @@ class Evaluation(Section):
     """Answers per task."""
     temperature: NonNegativeFloat = 1.0
     """Sampling temperature of evaluation; 0 is greedy."""
+    causal: NonNegativeInt = 0
+    """After training, replace the latents of this many tasks of each split (zero, mean, noise, shuffle, transplant, truncation) and
+    judge the answers again; 0 never."""
+
+
+class Controls(Section):
+    names: list[Literal["no_thought", "pause", "detached"]] = Field(default_factory=list)
+    """After training, train the same configuration without: thought (no_thought), anything fed back (pause), gradients through what is
+    fed back (detached)."""
+    steps_factor: PositiveFloat = 2.0
+    """Steps of a control, as a multiple of the run's own."""
+    lr: list[PositiveFloat] = Field(default_factory=list)
+    """Learning rates to try for each control, the best counts; empty for the run's own."""
 
 
 class Resources(Section):
@@ -176,6 +227,8 @@ class RunConfig(Section):
     """Batches, steps and the optimiser."""
     eval: Evaluation = Field(default_factory=Evaluation)
     """Held-out evaluation inside the run."""
+    controls: Controls = Field(default_factory=Controls)
+    """What a latent thinker is compared with."""
     resources: Resources = Field(default_factory=Resources)
     """What runs where."""
     log: Log = Field(default_factory=Log)

@@ -8,44 +8,34 @@ import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
+from functools import cached_property, partial
 from typing import Any
 
 from actors.collector import Collector, CollectorConfig, Neighbours
 from actors.diary import Diary
 from actors.env_worker import EnvWorker
+from actors.latent_sampler import LatentSampler
 from actors.learner import resolve_roles
 from actors.sampler import TokenSampler, sampler_environment
 from actors.scorer import Scorer
 from actors.types import SamplingParams
 from algorithms.base import Algorithm, Context
 from algorithms.registry import find as find_algorithm
+from models.feedback import has_thinker
 from models.forward import Distribution
 from models.loading import check_model_path, load_config, load_tokenizer, stop_ids
 from models.roles import RoleSpec
-from posterior.config import EMBEDDED, RunConfig
+from posterior.config import RunConfig
 from posterior.config_load import ConfigError
+from posterior.prepare import model_path
 
 CALLS = 10_000
 """Concurrent calls an asyncio actor may hold; back-pressure is the buffer's business."""
 
 
-def model_path(config_path: str) -> str:
-    """The folder or hub id behind a model path of the configuration."""
-    if config_path == EMBEDDED:
-        from posterior.embedded import path
-
-        return str(path())
-    folder = Path(config_path)
-    found = str(folder.absolute()) if folder.exists() else config_path
-    check_model_path(found)
-    return found
-
-
 def sampling_params(config: RunConfig) -> SamplingParams:
     s = config.sampling
-    return SamplingParams(s.temperature, s.top_p, s.top_k, s.max_tokens)
+    return SamplingParams(s.temperature, s.top_p, s.top_k, s.max_tokens, latents=s.latents)
 
 
 def build_algorithm(
@@ -68,14 +58,16 @@ class Plan:
     reward_weight: float
     path: list[str] = field(default_factory=list)
 
-    @property
+    @cached_property
     def distribution(self) -> Distribution:
+        if self.make_algorithm().offline:
+            return Distribution()  # given answers have the likelihood that the model itself gives them
         return Distribution(self.sampling.temperature, self.sampling.top_p, self.sampling.top_k)
 
 
 def make_plan(config: RunConfig) -> Plan:
     """Check what can be checked without starting anything. Raises ConfigError and its kin, one sentence each."""
-    model = model_path(config.model.path)
+    model = model_path(config)
     load_config(model, config.model.trust_remote_code)
     stop_ids(model, load_tokenizer(model, config.model.trust_remote_code))
     if config.sampling.max_tokens >= config.model.max_length:
@@ -95,8 +87,11 @@ def make_plan(config: RunConfig) -> Plan:
     sampling = sampling_params(config)
     make = partial(build_algorithm, options, model, sampling, config.seed, updates)
     algorithm = make()
-    if algorithm.offline:
-        raise ConfigError(f"algorithm {options['name']} is an offline method; this version trains online methods only")
+    if config.sampling.latents and not has_thinker(model):
+        raise ConfigError(
+            f"sampling.latents is {config.sampling.latents}, but the model {config.model.path} has no thinker; "
+            "set model.thinker (kind: gated)"
+        )
     roles = resolve_roles(algorithm.roles)
     for role, spec in roles.items():
         try:
@@ -147,30 +142,33 @@ def needed_resources(plan: Plan, *, learners: bool) -> dict[str, float]:
 
 
 def start_samplers(plan: Plan, *, armed: bool, path: str | None = None) -> list[Any]:
-    """Sampler actors; not yet awaited."""
+    """Sampler actors; not yet awaited. A model with a thinker is sampled in torch, any other by vLLM."""
     import ray
 
     config, r = plan.config, plan.config.resources
     tokenizer = load_tokenizer(plan.model, config.model.trust_remote_code)
+    common: dict[str, Any] = {
+        "dtype": config.model.dtype,
+        "max_length": config.model.max_length,
+        "stop_ids": stop_ids(plan.model, tokenizer),
+        "trust_remote_code": config.model.trust_remote_code,
+        "armed": armed,
+    }
+    if has_thinker(plan.model):
+        actor: Any = ray.remote(LatentSampler)
+        common["threads"] = r.sampler_threads
+    else:
+        actor = ray.remote(TokenSampler)
+        common["gpu_memory_utilization"] = 0.9 * r.sampler_gpus if 0 < r.sampler_gpus < 1 else 0.85
     return [
-        ray.remote(TokenSampler)
-        .options(
+        actor.options(
             num_cpus=r.sampler_cpus,
             num_gpus=r.sampler_gpus,
             max_restarts=r.max_restarts,
             max_task_retries=0,
             max_concurrency=CALLS,
             runtime_env={"env_vars": sampler_environment(r.sampler_threads)},
-        )
-        .remote(
-            path or plan.model,
-            dtype=config.model.dtype,
-            max_length=config.model.max_length,
-            stop_ids=stop_ids(plan.model, tokenizer),
-            gpu_memory_utilization=0.9 * r.sampler_gpus if 0 < r.sampler_gpus < 1 else 0.85,
-            trust_remote_code=config.model.trust_remote_code,
-            armed=armed,
-        )
+        ).remote(path or plan.model, **common)
         for _ in range(r.samplers)
     ]
 

@@ -18,6 +18,7 @@ from actors.learner import LearnerConfig, learner_loop
 from actors.update import OptimiserConfig
 from models.loading import load_config
 from posterior import launch
+from posterior.afterwards import complete, pending
 from posterior.cluster import ClusterError, StopSignals, cluster
 from posterior.config import Optimiser, RunConfig
 from posterior.config_load import ConfigError, Resolved, dump, load
@@ -28,6 +29,9 @@ from posterior.rundir import RunDir, write_atomic
 from posterior.watchdog import Watchdog
 
 log = logging.getLogger("posterior")
+
+FAREWELL_SECONDS = 15.0
+"""How long Ray Train may take to give up after its workers were killed."""
 
 
 class RunFailed(RuntimeError):
@@ -49,9 +53,13 @@ def train(resolved: Resolved, out: Path | None = None, as_json: bool = False) ->
 def resume(run_dir: Path) -> dict[str, Any]:
     """Continue a stopped run from its newest checkpoint (from the start if it has none)."""
     run = RunDir.open(run_dir)
+    config = load(run.config, []).config
+    if pending(run, config):
+        complete(run, config)
+        return {**run.read_result(), "run": str(run.path), "report": _report(run)}
     if run.read_result().get("status") == "finished":
         raise ConfigError(f"the run {run.path} is finished; raise train.steps in its config.yaml to train it further")
-    plan = launch.make_plan(load(run.config, []).config)
+    plan = launch.make_plan(config)
     found = checkpoint.latest(run.checkpoints)
     if found is not None:
         checkpoint.check_model(found, load_config(plan.model, plan.config.model.trust_remote_code))
@@ -75,6 +83,7 @@ def learner_config(plan: launch.Plan, run: RunDir, collector: Any, neighbours: N
         },
         model_dtype=c.model.dtype,
         lora=lora,
+        grad=c.model.grad,
         trust_remote_code=c.model.trust_remote_code,
         distribution=plan.distribution,
         steps=c.train.steps,
@@ -117,11 +126,16 @@ def _run(plan: launch.Plan, run: RunDir) -> dict[str, Any]:
         collector = launch.start_collector(plan, diary)
         learner = learner_config(plan, run, collector, neighbours)
         failure = _fit(run, diary, collector, learner, config)
-    result = run.read_result()
-    if failure and result.get("status") != "failed":
-        with suppress(OSError):  # the sentence is told below, whatever the disk takes
-            learner.recorder.finish("failed", -1, failure)
+        untold = bool(failure) and run.read_result().get("status") != "failed"
+        if untold:
+            with suppress(OSError):  # the sentence is told below, whatever the disk takes
+                learner.recorder.finish("failed", -1, failure)
+    if untold:
         raise RunFailed(f"training stopped: {failure}")
+    result = run.read_result()
+    if pending(run, config):
+        complete(run, config)
+        result = run.read_result()
     report = _report(run)
     if result.get("status") == "failed":
         raise RunFailed(f"training stopped: {result.get('error')}")
@@ -196,6 +210,8 @@ def _fit(run: RunDir, diary: Diary, collector: Any, learner: LearnerConfig, conf
     if watchdog.stop:
         diary.event("watchdog", f"{watchdog.stop}; the run is stopped", "error")
         launch.kill_workers()
+        # Ray Train notices that its workers are gone; a shutdown of Ray under a call in flight can take this process with it
+        thread.join(FAREWELL_SECONDS)
         return f"{watchdog.stop}; {onwards}"
     watchdog.read()
     if failure and not watchdog.error:

@@ -12,7 +12,8 @@ import pytest
 import ray
 import torch
 
-from actors.sampler import NotArmed, TokenSampler, sampler_environment
+from actors.sampler import TokenSampler, sampler_environment
+from actors.serving import NotArmed
 from actors.types import Prefix, Sample, SamplingParams
 from models.forward import Distribution, score_traces
 from models.loading import load_role, load_tokenizer, merged_weights, stop_ids

@@ -19,7 +19,7 @@ from actors.update import OptimiserConfig, Updater, count_denominators
 from algorithms.base import Context
 from algorithms.rlvr import RLVR, RLVRConfig
 from envs.base import Task
-from models.forward import Distribution, TokenForward, collate, make_view, plan_microbatches, token_logprobs
+from models.forward import Distribution, ModelForward, collate, make_view, plan_microbatches, token_logprobs
 from models.loading import load_role, merged_weights, save_role
 from models.roles import RoleSpec
 from models.trace import Kind, Literal, Trace
@@ -180,7 +180,7 @@ def test_logprobs_against_plain_softmax_and_recomputed_chunks(
     model = load_role(str(tiny_model()))
     traces = [t for g in random_groups() for t in g.traces]
     batch = collate(traces, [make_view(t, None) for t in traces])
-    forward = TokenForward(model, batch, Distribution(0.7))
+    forward = ModelForward(model, batch, Distribution(0.7))
     logits = model.lm(batch.token_BT).logits / 0.7
     expected = torch.zeros(batch.token_BT.shape)
     expected[:, 1:] = logits.log_softmax(-1)[:, :-1].gather(-1, batch.token_BT[:, 1:, None])[..., 0]
@@ -191,7 +191,7 @@ def test_logprobs_against_plain_softmax_and_recomputed_chunks(
     whole = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     monkeypatch.setattr("models.forward.CHUNK_LOGITS", 7 * model.base.config.vocab_size)
-    chunked = TokenForward(model, batch, Distribution(0.7))
+    chunked = ModelForward(model, batch, Distribution(0.7))
     torch.testing.assert_close(chunked.logprobs_BT, expected, rtol=1e-4, atol=1e-5)
     chunked.logprobs_BT.sum().backward()
     for name, p in model.named_parameters():

@@ -1,0 +1,131 @@
+"""From a hidden state to the next latent: the feedback modules, the decision to stop, and noise.
+
+    raw     h                                                       Coconut (Hao et al. 2024)
+    mlp     LayerNorm(W2 gelu(W1 h))                                CODI (Shen et al. 2025)
+    gated   rms_E norm((1-g) norm(pause) + g norm(W2 gelu(W1 h)))   the default: from a learned pause token on, as large as an embedding
+    soft    softmax(logits(h) / temperature) E                      soft thinking (Zhang et al. 2025)
+    pause   one learned embedding, whatever h is                    a control: time to compute, nothing fed back (Goyal et al. 2024)
+
+h is the final hidden state after the last norm; E the input embeddings and rms_E their root mean square. What is fed back far above
+the size of an embedding drowns the residual stream, and one that starts far from anything the model has read makes the first steps noise.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+FILE, WEIGHTS = "thinker.json", "thinker.safetensors"
+
+
+@dataclass(frozen=True)
+class ThinkerConfig:
+    """kind: see the module. noise: standard deviation of the latents' noise, in units of rms_E. stop: whether the number of steps is a
+    sampled decision.
+    gate: share of the hidden state at the start (gated). temperature: of the mixture (soft). expected_steps: 1 / the probability to
+    stop at the start."""
+
+    kind: Literal["gated", "mlp", "raw", "soft", "pause"] = "gated"
+    noise: float = 0.0
+    stop: bool = False
+    gate: float = 0.5
+    temperature: float = 1.0
+    expected_steps: float = 4.0
+
+
+class Thinker(nn.Module):
+    """Feedback and decisions of a latent thinker; its parameters are trained and saved beside the language model's.
+
+    lm: the language model it thinks with. It is not registered as a submodule: its parameters are its own.
+    """
+
+    rms: Tensor
+
+    def __init__(self, config: ThinkerConfig, lm: Any) -> None:
+        super().__init__()
+        self.config = config
+        self._lm = (lm,)
+        weight = lm.get_input_embeddings().weight.detach()
+        width = lm.config.get_text_config().hidden_size
+        if weight.shape[1] != width and config.kind != "soft":
+            raise ValueError(
+                f"the model's embeddings have {weight.shape[1]} values and its hidden states {width}: a latent cannot be fed back"
+            )
+        self.register_buffer("rms", weight.float().square().mean().sqrt())
+        if config.kind in ("gated", "mlp"):
+            self.up = nn.Linear(width, width)
+            self.down = nn.Linear(width, width)
+        if config.kind == "mlp":
+            self.norm = nn.LayerNorm(width)
+        if config.kind in ("gated", "pause"):
+            self.pause = nn.Parameter(torch.randn(width) * self.rms)
+        if config.kind == "gated":
+            self.gate = nn.Parameter(torch.full((width,), config.gate).logit())
+        if config.stop:
+            self.stop = nn.Linear(width, 1)
+            nn.init.zeros_(self.stop.weight)
+            nn.init.constant_(self.stop.bias, -float(torch.log(torch.tensor(max(config.expected_steps - 1, 1e-3)))))
+        self.to(weight.dtype)
+
+    def forward(self, hidden_ND: Tensor) -> Tensor:
+        """[N, D] hidden states -> [N, D] latents (their mean, where there is noise)."""
+        kind = self.config.kind
+        if kind == "raw":
+            return hidden_ND
+        if kind == "pause":
+            return self.pause.expand_as(hidden_ND)
+        if kind == "soft":
+            lm = self._lm[0]
+            mixture = (lm.get_output_embeddings()(hidden_ND) / self.config.temperature).softmax(-1)
+            return mixture.to(hidden_ND.dtype) @ lm.get_input_embeddings().weight.to(hidden_ND.dtype)
+        made = self.down(nn.functional.gelu(self.up(hidden_ND)))
+        if kind == "mlp":
+            return self.norm(made)
+        gate = self.gate.sigmoid()
+        return self.rms * _unit((1 - gate) * _unit(self.pause) + gate * _unit(made))
+
+    def noisy(self, latent_ND: Tensor, epsilon_ND: Tensor) -> Tensor:
+        """mu + sigma * epsilon. epsilon: standard normal, kept by its seed, so that the same noise meets new parameters."""
+        return latent_ND + self.config.noise * self.rms.to(latent_ND.dtype) * epsilon_ND.to(latent_ND.dtype)
+
+    def stop_logit(self, hidden_ND: Tensor) -> Tensor:
+        """float32[N]: logit of the probability to stop after the step that made this hidden state."""
+        return self.stop(hidden_ND)[:, 0].float()
+
+    def save(self, folder: Path) -> None:
+        from safetensors.torch import save_file
+
+        (folder / FILE).write_text(json.dumps(asdict(self.config), indent=2))
+        save_file(self.state_dict(), folder / WEIGHTS)
+
+
+def has_thinker(path: str) -> bool:
+    return (Path(path) / FILE).is_file()
+
+
+def load_thinker(path: str, lm: Any) -> Thinker:
+    from safetensors.torch import load_file
+
+    thinker = Thinker(ThinkerConfig(**json.loads((Path(path) / FILE).read_text())), lm)
+    thinker.load_state_dict(load_file(Path(path) / WEIGHTS))
+    return thinker
+
+
+def epsilon_of(seed: int, position_N: Any, width: int) -> Any:
+    """float32[N, width] standard normal noise of a trace's latents: a function of (seed, position) alone."""
+    import numpy as np
+
+    rows = [
+        np.random.Generator(np.random.Philox(key=[seed, int(p)])).standard_normal(width, np.float32) for p in position_N
+    ]
+    return np.stack(rows) if rows else np.zeros((0, width), np.float32)
+
+
+def _unit(x_ND: Tensor) -> Tensor:
+    """Root mean square 1."""
+    return x_ND * torch.rsqrt(x_ND.square().mean(-1, keepdim=True) + 1e-6)
