@@ -32,8 +32,9 @@ from torch import Tensor, nn
 
 from models.chain_plan import LatentPass, Plan, TokenPass
 from models.deferred import WeightGradients, deferrable, deferred
+from models.fast_step import FastModel, fast_model
 from models.feedback import Thinker
-from models.kv import Context, KVCache, StepAttention, Store
+from models.kv import Context, KVCache, StepAttention, StepAttentionFunction, Store
 from models.packing import packed_attention
 
 
@@ -63,11 +64,10 @@ EXACT = Gradient()
 class Reader:
     """Stands in for the attention function while a pass of the chain runs (see `packing.packed_attention`)."""
 
-    def __init__(self, cache: KVCache, keep: bool) -> None:
+    def __init__(self, cache: KVCache) -> None:
         self.cache = cache
-        self.keep = keep  # whether later passes read what the first writes
         self.now: TokenPass | LatentPass | None = None
-        self.cut_R: Tensor | None = None
+        self.step: StepAttention | None = None
 
     def __call__(self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> tuple[Tensor, None]:
         """q: [1, H, N, D], k, v: [1, Hk, N, D] -> [1, N, H, D]."""
@@ -81,10 +81,7 @@ class Reader:
         if isinstance(self.now, LatentPass):
             self.cache.layer(index, k)
             q_RHD, k_RHD, v_RHD = (x[0].transpose(0, 1) for x in (q, k, v))
-            out = StepAttention.apply(
-                q_RHD.contiguous(), k_RHD, v_RHD, self.cache, index, self.now.slot, scale, self.cut_R
-            )
-            return out[None], None
+            return StepAttentionFunction.apply(q_RHD, k_RHD, v_RHD, self.step, index, scale)[None], None
         assert self.now is not None
         k, v = Store.apply(k, v, self.cache, index, self.now.fill)
         if self.now.packing is not None:
@@ -106,10 +103,34 @@ class Reader:
 
 
 @dataclass
+class Kept:
+    """One pass, ready to be differentiated: autograd leads from `out` to `leaf`; a fast step leads from the hidden states to `out`,
+    its latents."""
+
+    leaf: Tensor
+    out: Tensor
+    fast: FastModel | None = None
+    saved: Any = None
+    attend: StepAttention | None = None
+
+    def back(self, d_hidden: Tensor, parameters: Sequence[Tensor], sums: WeightGradients) -> Tensor:
+        """Gradient of the leaf; those of the parameters go to `sums`."""
+        d_out = d_hidden
+        if self.fast is not None and self.attend is not None:
+            d_out = self.fast.backward(self.saved, d_hidden, self.attend, sums)
+        found = torch.autograd.grad(self.out, [self.leaf, *parameters], d_out, allow_unused=True)
+        for parameter, gradient in zip(parameters, found[1:], strict=True):
+            if gradient is not None:
+                sums.add(parameter, gradient)
+        return torch.zeros_like(self.leaf) if found[0] is None else found[0]
+
+
+@dataclass
 class Chain:
     """One batch on its way through the model.
 
     lm: the transformers model (packing enabled). epsilon: float[positions, D] or None, noise by place in the concatenated hidden states.
+    general: take latent steps through transformers' modules even where `models.fast_step` knows them.
     """
 
     lm: Any
@@ -117,20 +138,39 @@ class Chain:
     plan: Plan
     grad: Gradient = EXACT
     epsilon: Tensor | None = None
+    general: bool = False
     reader: Reader = field(init=False)
+    fast: FastModel | None = field(init=False)
 
     def __post_init__(self) -> None:
-        self.reader = Reader(KVCache(self.plan.valid_BS), True)
+        self.reader = Reader(KVCache(self.plan.valid_BS))
+        longest = int(max(int(now.position_R.max()) for now in self._latent_passes) + 1) if self._latent_passes else 1
+        self.fast = fast_model(self.lm, longest) if self._latent_passes and not self.general else None
 
-    def step(self, now: LatentPass, source_RD: Tensor) -> tuple[Tensor, Tensor]:
-        """(hidden [R, D], latent [R, D]) of one latent step."""
-        latent = self.thinker(source_RD)
-        if self.epsilon is not None:
-            latent = self.thinker.noisy(latent, self.epsilon[now.start : now.start + now.rows])
-        return self._model(now, latent, now.position_R), latent
+    @property
+    def _latent_passes(self) -> list[LatentPass]:
+        return [now for now in self.plan.passes if isinstance(now, LatentPass)]
 
-    def tokens(self, now: TokenPass, embeds_ND: Tensor) -> Tensor:
-        return self._model(now, embeds_ND, now.position_N)
+    def step(self, now: LatentPass, source_RD: Tensor, record: bool) -> tuple[Tensor, Tensor, Kept | None]:
+        """(hidden [R, D], latent [R, D], what the backward pass needs) of one latent step. source: hidden states to think on from."""
+        leaf = source_RD.detach().requires_grad_(record)
+        attend = StepAttention(self.reader.cache, now.rows, now.slot, self.cut(now))
+        with torch.set_grad_enabled(record):
+            latent = self.thinker(leaf)
+            if self.epsilon is not None:
+                latent = self.thinker.noisy(latent, self.epsilon[now.start : now.start + now.rows])
+            if self.fast is None:
+                hidden = self._model(now, latent, now.position_R, attend)
+                return hidden, latent, Kept(leaf, hidden) if record else None
+        with torch.no_grad():
+            hidden, saved = self.fast.forward(latent.detach(), now.position_R, attend)
+        return hidden, latent, Kept(leaf, latent, self.fast, saved, attend) if record else None
+
+    def tokens(self, now: TokenPass, embeds_ND: Tensor, record: bool) -> tuple[Tensor, Kept | None]:
+        leaf = embeds_ND.detach().requires_grad_(record)
+        with torch.set_grad_enabled(record):
+            hidden = self._model(now, leaf, now.position_N, None)
+        return hidden, Kept(leaf, hidden) if record else None
 
     def cut(self, now: LatentPass) -> Tensor | None:
         """bool[R]: rows whose step at this pass is a constant (truncated), None if none is."""
@@ -139,9 +179,10 @@ class Chain:
         cut = now.left_R > self.grad.last
         return cut if bool(cut.any()) else None
 
-    def _model(self, now: TokenPass | LatentPass, x_ND: Tensor, position_N: Tensor) -> Tensor:
-        self.reader.now = now
-        self.reader.cut_R = self.cut(now) if isinstance(now, LatentPass) else None
+    def _model(
+        self, now: TokenPass | LatentPass, x_ND: Tensor, position_N: Tensor, attend: StepAttention | None
+    ) -> Tensor:
+        self.reader.now, self.reader.step = now, attend
         return self.lm.base_model(
             inputs_embeds=x_ND[None], position_ids=position_N[None], use_cache=False, reader=self.reader
         ).last_hidden_state[0]
@@ -166,14 +207,14 @@ def token_ids(plan: Plan) -> Tensor:
 
 
 class _Run(torch.autograd.Function):
-    """ctx.graphs: by pass (leaf, output) of the passes whose graph is kept."""
+    """ctx.kept: by pass, what is needed to differentiate it, None where that is made again or not needed."""
 
     @staticmethod
     def forward(ctx: Any, chain: Chain, embeds_ND: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor]:
         plan, record = chain.plan, ctx is not None
         hidden = embeds_ND.new_empty(plan.positions, embeds_ND.shape[1])
         latents = torch.zeros_like(hidden)
-        graphs: list[Any] = []
+        kept: list[Kept | None] = []
         sums = WeightGradients()
         linears = [*deferrable(chain.lm.base_model), *deferrable(chain.thinker)]
         at = 0
@@ -181,77 +222,60 @@ class _Run(torch.autograd.Function):
         with recording:
             for now in plan.passes:
                 if isinstance(now, TokenPass):
-                    leaf = embeds_ND[at : at + now.size].detach()
+                    out, one = chain.tokens(now, embeds_ND[at : at + now.size], record)
                     at += now.size
-                    keep = record
                 else:
-                    leaf = hidden[now.source_R]
                     cut = chain.cut(now)
                     keep = record and not chain.grad.recompute and not (cut is not None and bool(cut.all()))
-                with torch.set_grad_enabled(keep):
-                    leaf = leaf.requires_grad_(keep)
-                    if isinstance(now, TokenPass):
-                        out = chain.tokens(now, leaf)
-                    else:
-                        out, latent = chain.step(now, leaf)
-                        latents[now.start : now.start + now.rows] = latent.detach()
+                    out, latent, one = chain.step(now, hidden[now.source_R], keep)
+                    latents[now.start : now.start + now.rows] = latent.detach()
                 hidden[now.start : now.start + now.size] = out.detach()
-                graphs.append((leaf, out) if keep else None)
+                kept.append(one)
+        made = latents[plan.place_L]
         if record:
-            ctx.chain, ctx.graphs, ctx.sums, ctx.linears = chain, graphs, sums, linears
+            ctx.chain, ctx.kept, ctx.sums, ctx.linears = chain, kept, sums, linears
             ctx.parameters, ctx.embeds = parameters, embeds_ND.shape
             ctx.autocast = _autocast(embeds_ND.device.type)
-            ctx.kept_hidden = hidden if chain.grad.recompute else None
-            ctx.mark_non_differentiable(latents_out := latents[plan.place_L])
-            return hidden, latents_out
-        return hidden, latents[plan.place_L]
+            ctx.hidden = hidden.detach() if chain.grad.recompute else None
+            ctx.mark_non_differentiable(made)
+        return hidden, made
 
     @staticmethod
     def backward(ctx: Any, d_hidden: Tensor, _: Tensor) -> Any:
-        chain, sums = ctx.chain, ctx.sums
-        plan = chain.plan
+        chain, sums, kept = ctx.chain, ctx.sums, ctx.kept
         d_hidden = d_hidden.clone()
         d_embeds = d_hidden.new_zeros(ctx.embeds)
-        direct = {
-            id(weight) for m in ctx.linears for weight in (m.weight, getattr(m, "bias", None)) if weight is not None
-        }
-        others = [p for p in ctx.parameters if id(p) not in direct]
+        apart = {id(w) for m in ctx.linears for w in (m.weight, getattr(m, "bias", None)) if w is not None}
+        others = [p for p in ctx.parameters if id(p) not in apart]
+        # what a fast step differentiates through autograd is its latent alone
+        mine = {id(p) for p in chain.thinker.parameters()}
+        reads_lm = chain.fast is None or chain.thinker.config.kind == "soft"
+        of_steps = others if reads_lm else [p for p in others if id(p) in mine]
         end = len(d_embeds)
         with ctx.autocast(), deferred(ctx.linears, sums):
-            for now, graph in zip(reversed(plan.passes), reversed(ctx.graphs), strict=True):
+            for now in reversed(chain.plan.passes):
+                one = kept.pop()
                 d_out = d_hidden[now.start : now.start + now.size]
                 if isinstance(now, TokenPass):
                     end -= now.size
-                    d_embeds[end : end + now.size] = _through(graph, d_out, others, sums)
+                    d_embeds[end : end + now.size] = one.back(d_out, others, sums)
                     continue
                 cut = chain.cut(now)
                 if cut is not None:
                     if bool(cut.all()):
                         continue
                     d_out = d_out.masked_fill(cut[:, None], 0.0)
-                if graph is None:
-                    with torch.enable_grad():
-                        leaf = ctx.kept_hidden[now.source_R].detach().requires_grad_()
-                        graph = (leaf, chain.step(now, leaf)[0])
-                d_source = _through(graph, d_out, others, sums)
+                if one is None:
+                    one = chain.step(now, ctx.hidden[now.source_R], True)[2]
+                d_source = one.back(d_out, of_steps, sums)
                 if not chain.grad.detached:
                     # several rows may think on from one shared place
                     d_hidden.index_add_(0, now.source_R, d_source)
+        if chain.fast is not None:
+            chain.fast.finish(sums)
         chain.reader.cache.free()
-        ctx.graphs = None
         found = sums.finish()
         return None, d_embeds, *(found.get(p) for p in ctx.parameters)
-
-
-def _through(
-    graph: tuple[Tensor, Tensor], d_out: Tensor, parameters: Sequence[Tensor], sums: WeightGradients
-) -> Tensor:
-    leaf, out = graph
-    d_leaf, *gradients = torch.autograd.grad(out, [leaf, *parameters], d_out, allow_unused=True)
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        if gradient is not None:
-            sums.add(parameter, gradient)
-    return d_leaf
 
 
 def _autocast(device: str) -> Any:

@@ -66,57 +66,61 @@ class KVCache:
         self.layers.clear()
 
 
-class StepAttention(torch.autograd.Function):
-    """One query a row: latent step attention of the first R rows, at one slot, over all slots up to it.
+class StepAttention:
+    """One query a row: attention of the first R rows of a step, at one slot, over all slots up to it.
 
     q: [R, H, D], k, v: [R, Hk, D] -> [R, H, D]. cut_R: bool or None, rows whose key and value take no gradient from later passes.
     """
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        cache: KVCache,
-        index: int,
-        slot: int,
-        scale: float,
-        cut_R: Tensor | None,
-    ) -> Tensor:
+    def __init__(self, cache: KVCache, rows: int, slot: int, cut_R: Tensor | None) -> None:
+        self.cache, self.rows, self.slot, self.cut_R = cache, rows, slot, cut_R
+        self._mask = cache.hidden_mask(rows, slot + 1)
+
+    def forward(self, index: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Any]:
         R, H, D = q.shape
-        layer = cache.layers[index]
-        layer.k[:R, :, slot] = k
-        layer.v[:R, :, slot] = v
-        keys, values = layer.k[:R, :, : slot + 1], layer.v[:R, :, : slot + 1]
-        scaled = q.view(R, k.shape[1], -1, D) * scale
+        layer = self.cache.layers[index]
+        layer.k[:R, :, self.slot] = k
+        layer.v[:R, :, self.slot] = v
+        keys, values = layer.k[:R, :, : self.slot + 1], layer.v[:R, :, : self.slot + 1]
+        scaled = (q * scale).reshape(R, k.shape[1], -1, D)
         score = scaled @ keys.transpose(-1, -2)
-        mask = cache.hidden_mask(R, slot + 1)
-        if mask is not None:
-            score.masked_fill_(mask, -torch.inf)
+        if self._mask is not None:
+            score.masked_fill_(self._mask, -torch.inf)
         p = score.softmax(-1)
-        ctx.save_for_backward(scaled, p)
-        ctx.place = (cache, index, slot, scale, cut_R)
-        return (p @ values).reshape(R, H, D)
+        return (p @ values).reshape(R, H, D), (scaled, p, scale)
+
+    def backward(self, index: int, saved: Any, d_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        scaled, p, scale = saved
+        R, Hk, G, D = scaled.shape
+        end = self.slot + 1
+        layer = self.cache.layers[index]
+        dk, dv = (x[:R, :, :end].flatten(0, 1) for x in self.cache.gradients(index))  # views
+        d_out = d_out.reshape(R, Hk, G, D)
+        d_p = d_out @ layer.v[:R, :, :end].transpose(-1, -2)
+        d_score = torch.ops.aten._softmax_backward_data(d_p, p, -1, p.dtype)
+        dk.baddbmm_(d_score.flatten(0, 1).transpose(1, 2), scaled.flatten(0, 1))
+        dv.baddbmm_(p.flatten(0, 1).transpose(1, 2), d_out.flatten(0, 1))
+        d_q = ((d_score @ layer.k[:R, :, :end]) * scale).reshape(R, Hk * G, D)
+        own_k, own_v = (x[:, self.slot].reshape(R, Hk, D).clone() for x in (dk, dv))
+        if self.cut_R is not None:
+            own_k, own_v = (g.masked_fill_(self.cut_R[:, None, None], 0.0) for g in (own_k, own_v))
+        return d_q, own_k, own_v
+
+
+class StepAttentionFunction(torch.autograd.Function):
+    """`StepAttention` inside an autograd graph, for layers that run as transformers' modules."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, step: StepAttention, index: int, scale: float) -> Tensor:
+        out, saved = step.forward(index, q, k, v, scale)
+        ctx.save_for_backward(*saved[:2])
+        ctx.place = (step, index, scale)
+        return out
 
     @staticmethod
     def backward(ctx: Any, d_out: Tensor) -> Any:
-        scaled, p = ctx.saved_tensors
-        cache, index, slot, scale, cut_R = ctx.place
-        R, Hk, G, D = scaled.shape
-        layer = cache.layers[index]
-        dk, dv = cache.gradients(index)
-        d_out = d_out.reshape(R, Hk, G, D)
-        keys, values = layer.k[:R, :, : slot + 1], layer.v[:R, :, : slot + 1]
-        d_p = d_out @ values.transpose(-1, -2)
-        d_score = p * (d_p - (d_p * p).sum(-1, keepdim=True))
-        dk[:R, :, : slot + 1] += d_score.transpose(-1, -2) @ scaled
-        dv[:R, :, : slot + 1] += p.transpose(-1, -2) @ d_out
-        d_q = ((d_score @ keys) * scale).reshape(R, Hk * G, D)
-        own_k, own_v = dk[:R, :, slot].clone(), dv[:R, :, slot].clone()
-        if cut_R is not None:
-            own_k, own_v = (g.masked_fill_(cut_R[:, None, None], 0.0) for g in (own_k, own_v))
-        return d_q, own_k, own_v, None, None, None, None, None
+        step, index, scale = ctx.place
+        return *step.backward(index, (*ctx.saved_tensors, scale), d_out), None, None, None
 
 
 @dataclass

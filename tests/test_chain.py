@@ -1,4 +1,4 @@
-"""The latent chain against a plain loop that reads every row alone and from the start, in float64."""
+"""The latent chain against a plain loop over every row alone, in float64."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from models.chain import Chain, Gradient, run_chain, token_ids
 from models.chain_plan import plan_chain, segments
@@ -64,25 +65,36 @@ def make_batch(name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return token, kind, length
 
 
+class Cut(DynamicCache):
+    """A cache that can hold what is written to it as constants."""
+
+    constant = False
+
+    def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *more: Any, **options: Any) -> Any:
+        if self.constant:
+            key_states, value_states = key_states.detach(), value_states.detach()
+        return super().update(key_states, value_states, layer_idx, *more, **options)
+
+
 def plain(
     lm, thinker: Thinker, token: np.ndarray, kind: np.ndarray, n: int, grad: Gradient, noise: Tensor | None
 ) -> Tensor:
-    """[n, D] hidden states of one row; every latent step reads the whole row again, without any cache."""
-    embed = lm.get_input_embeddings()
-    inputs: list[Tensor] = []
+    """[n, D] hidden states of one row, position by position through transformers' own growing cache, which autograd sees."""
+    embed, cache, out = lm.get_input_embeddings(), Cut(config=lm.config), []
     for start, stop in segments(kind[:n]):
         for t in range(start, stop):
+            cache.constant = False
             if kind[t] != L:
-                inputs.append(embed(torch.tensor(int(token[t]))))
-                continue
-            hidden = lm.base_model(inputs_embeds=torch.stack(inputs)[None], use_cache=False).last_hidden_state[0, -1]
-            latent = thinker((hidden.detach() if grad.detached else hidden)[None])
-            if noise is not None:
-                latent = thinker.noisy(latent, noise[t][None])
-            if grad.last is not None and stop - t > grad.last:
-                latent = latent.detach()
-            inputs.append(latent[0])
-    return lm.base_model(inputs_embeds=torch.stack(inputs)[None], use_cache=False).last_hidden_state[0]
+                x = embed(torch.tensor([int(token[t])]))
+            else:
+                x = thinker((out[-1].detach() if grad.detached else out[-1])[None])
+                if noise is not None:
+                    x = thinker.noisy(x, noise[t][None])
+                if grad.last is not None and stop - t > grad.last:
+                    cache.constant, x = True, x.detach()
+            hidden = lm.base_model(inputs_embeds=x[None], past_key_values=cache, use_cache=True).last_hidden_state[0, 0]
+            out.append(hidden.detach() if cache.constant else hidden)
+    return torch.stack(out)
 
 
 def gradients(loss: Tensor, *modules: torch.nn.Module) -> dict[str, Tensor]:
@@ -93,7 +105,9 @@ def gradients(loss: Tensor, *modules: torch.nn.Module) -> dict[str, Tensor]:
     return {name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in named}
 
 
-def chain_hidden(lm, thinker: Thinker, batch, grad: Gradient, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def chain_hidden(
+    lm, thinker: Thinker, batch, grad: Gradient, noise: Tensor | None = None, general: bool = False
+) -> tuple[Tensor, Tensor]:
     token, kind, length = batch
     plan = plan_chain(token, kind, length, "cpu")
     epsilon = None
@@ -101,7 +115,8 @@ def chain_hidden(lm, thinker: Thinker, batch, grad: Gradient, noise: Tensor | No
         epsilon = torch.zeros(plan.positions, noise.shape[-1], dtype=noise.dtype)
         latent = (torch.from_numpy(kind) == L) & (torch.arange(kind.shape[1]) < torch.from_numpy(length)[:, None])
         epsilon[plan.place_L] = noise[latent]
-    chain = Chain(lm, thinker, plan, grad, epsilon)
+    chain = Chain(lm, thinker, plan, grad, epsilon, general)
+    assert (chain.fast is None) == general
     hidden, _ = run_chain(chain, lm.get_input_embeddings()(token_ids(plan)))
     return hidden[plan.at_BT], hidden
 
@@ -121,8 +136,13 @@ def test_feedback_and_families(family: str, kind) -> None:
     check(family, kind, "mixed K", "exact")
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama", "qwen"])
+def test_the_general_way(family: str) -> None:
+    check(family, "gated", "blocks", "exact", general=True)
+
+
 @pytest.mark.parametrize("rows", ROWS)
-@pytest.mark.parametrize("grad", ["exact", "recompute", "detached"])
+@pytest.mark.parametrize("grad", ["exact", "recompute", "detached", "truncated:2"])
 def test_gradient_modes(rows: str, grad: str) -> None:
     check("qwen", "gated", rows, grad)
 
@@ -131,7 +151,7 @@ def test_noise_is_part_of_the_chain() -> None:
     check("llama", "gated", "blocks", "recompute", noise=0.3)
 
 
-def check(family: str, kind, rows: str, mode: str, noise: float = 0.0) -> None:
+def check(family: str, kind, rows: str, mode: str, noise: float = 0.0, general: bool = False) -> None:
     lm = make_lm(family)
     torch.manual_seed(1)
     thinker = Thinker(ThinkerConfig(kind=kind, noise=noise), lm).double()
@@ -147,7 +167,7 @@ def check(family: str, kind, rows: str, mode: str, noise: float = 0.0) -> None:
     loss = torch.stack([(h * weight[b, : len(h)]).sum() for b, h in enumerate(expected)]).sum()
     wanted = gradients(loss, lm, thinker)
     assert enable(lm)
-    hidden, _ = chain_hidden(lm, thinker, batch, grad, eps)
+    hidden, _ = chain_hidden(lm, thinker, batch, grad, eps, general)
     for b, row in enumerate(expected):
         assert torch.allclose(hidden[b, : len(row)], row, rtol=0, atol=1e-10)
     found = gradients((hidden * weight).sum(), lm, thinker)
