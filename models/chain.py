@@ -154,7 +154,7 @@ class Chain:
     def step(self, now: LatentPass, source_RD: Tensor, record: bool) -> tuple[Tensor, Tensor, Kept | None]:
         """(hidden [R, D], latent [R, D], what the backward pass needs) of one latent step. source: hidden states to think on from."""
         leaf = source_RD.detach().requires_grad_(record)
-        attend = StepAttention(self.reader.cache, now.rows, now.slot, self.cut(now))
+        attend = StepAttention(self.reader.cache, now.rows, now.slot, now.step, now.steps, self.cut(now))
         with torch.set_grad_enabled(record):
             latent = self.thinker(leaf)
             if self.epsilon is not None:
@@ -257,6 +257,7 @@ class _Run(torch.autograd.Function):
                 one = kept.pop()
                 d_out = d_hidden[now.start : now.start + now.size]
                 if isinstance(now, TokenPass):
+                    chain.reader.cache.settle()
                     end -= now.size
                     d_embeds[end : end + now.size] = one.back(d_out, others, sums)
                     continue

@@ -51,7 +51,7 @@ class TokenPass:
 class LatentPass:
     """One latent step of the first `rows` rows, written to one slot.
 
-    source_R: int64 places in the concatenated hidden states of what each row thinks on from. position_R: int64. step: number in its block.
+    source_R: int64 places in the concatenated hidden states of what each row thinks on from. position_R: int64. step, steps: number in its block, and the longest row's.
     left_R: latent steps the row's block has from here on, this one included; 0 or less for rows that rest.
     """
 
@@ -59,6 +59,7 @@ class LatentPass:
     rows: int
     slot: int
     step: int
+    steps: int
     position_R: Tensor
     source_R: Tensor
     left_R: Tensor
@@ -130,7 +131,14 @@ def plan_chain(token_BT: np.ndarray, kind_BT: np.ndarray, length_B: np.ndarray, 
                 at_BT[moving, at[moving]] = count + moving
                 passes.append(
                     LatentPass(
-                        count, active, base + step, step, place(at), place(source), place(widths[:active] - step)
+                        count,
+                        active,
+                        base + step,
+                        step,
+                        longest,
+                        place(at),
+                        place(source),
+                        place(widths[:active] - step),
                     )
                 )
                 count += active

@@ -83,7 +83,7 @@ class RMSNorm:
         self.weight = torch.cat([w.expand(n, -1) for w, n in zip(weights, heads, strict=True)]) if heads else weights[0]
 
     def __call__(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        r = x.square().mean(-1, keepdim=True).add_(self.eps).rsqrt_()
+        r = _mean(x.square()).add_(self.eps).rsqrt_()
         unit = x * r
         return unit * self.weight, (unit, r)
 
@@ -95,7 +95,7 @@ class RMSNorm:
             parts = total.split(list(self.heads)) if self.heads else (total,)
             for module, part in zip(self.modules, parts, strict=True):
                 sums.add(module.weight, part.sum(0) if self.heads else part)
-        inner = (along * self.weight).mean(-1, keepdim=True)
+        inner = _mean(along * self.weight)
         return torch.addcmul(dy * self.weight, unit, inner, value=-1).mul_(r)
 
 
@@ -309,3 +309,9 @@ def _rotate(x_RHD: Tensor, cos_R1D: Tensor, sin_R1D: Tensor) -> Tensor:
 
 def _unrotate(dy_RHD: Tensor, cos_R1D: Tensor, sin_R1D: Tensor) -> Tensor:
     return torch.add(dy_RHD * cos_R1D, (dy_RHD * sin_R1D).roll(dy_RHD.shape[-1] // 2, -1))
+
+
+def _mean(x: Tensor) -> Tensor:
+    """Over the last axis, which stays: as a product, which is faster than a reduction of few rows."""
+    width = x.shape[-1]
+    return (x.reshape(-1, width) @ x.new_full((width, 1), 1 / width)).view(*x.shape[:-1], 1)

@@ -20,12 +20,13 @@ from torch import Tensor
 
 @dataclass
 class Layer:
-    """k, v: [B, Hk, S, D]. dk, dv: their gradients, None until the first is added."""
+    """k, v: [B, Hk, S, D]. dk, dv: their gradients, None until the first is added. sent: of the block that is being differentiated."""
 
     k: Tensor
     v: Tensor
     dk: Tensor | None = None
     dv: Tensor | None = None
+    sent: Sent | None = None
 
 
 class KVCache:
@@ -62,49 +63,98 @@ class KVCache:
             self._masks[rows, slots] = hidden[:, None, None] if bool(hidden.any()) else None
         return self._masks[rows, slots]
 
+    def settle(self) -> None:
+        """A block is through: what it sent to the slots before it goes to the gradient buffers, in one product a layer."""
+        for index, layer in self.layers.items():
+            if (sent := layer.sent) is None:
+                continue
+            pairs = ((sent.score, sent.query), (sent.weight, sent.out))
+            for buffer, (seen, what) in zip(self.gradients(index), pairs, strict=True):
+                total = torch.bmm(seen[:, :, : sent.base].transpose(1, 2), what)
+                buffer[:, :, : sent.base] += total.view(*buffer.shape[:2], sent.base, -1)
+            layer.sent = None
+
     def free(self) -> None:
         self.layers.clear()
+
+
+@dataclass
+class Sent:
+    """What the steps of one block, taken last to first, sent back through attention, in one layer.
+
+    score: [R * Hk, K * G, S] gradients of the scores, weight: likewise the attention weights; query, out: [R * Hk, K * G, D] scaled queries and
+    gradients of the outputs. A slot's key gradient is score^T query over the steps after it, its value's weight^T out. base: first slot of the block.
+    """
+
+    score: Tensor
+    query: Tensor
+    weight: Tensor
+    out: Tensor
+    base: int
 
 
 class StepAttention:
     """One query a row: attention of the first R rows of a step, at one slot, over all slots up to it.
 
-    q: [R, H, D], k, v: [R, Hk, D] -> [R, H, D]. cut_R: bool or None, rows whose key and value take no gradient from later passes.
+    q: [R, H, D], k, v: [R, Hk, D] -> [R, H, D]. step, steps: number in its block, and how many the block has. cut_R: bool or None, rows whose key and
+    value take no gradient from later passes.
     """
 
-    def __init__(self, cache: KVCache, rows: int, slot: int, cut_R: Tensor | None) -> None:
+    def __init__(self, cache: KVCache, rows: int, slot: int, step: int, steps: int, cut_R: Tensor | None) -> None:
         self.cache, self.rows, self.slot, self.cut_R = cache, rows, slot, cut_R
+        self.step, self.steps = step, steps
         self._mask = cache.hidden_mask(rows, slot + 1)
 
     def forward(self, index: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Any]:
         R, H, D = q.shape
+        Hk, end = k.shape[1], self.slot + 1
         layer = self.cache.layers[index]
         layer.k[:R, :, self.slot] = k
         layer.v[:R, :, self.slot] = v
-        keys, values = layer.k[:R, :, : self.slot + 1], layer.v[:R, :, : self.slot + 1]
-        scaled = (q * scale).reshape(R, k.shape[1], -1, D)
-        score = scaled @ keys.transpose(-1, -2)
+        keys, values = layer.k[:R].flatten(0, 1)[:, :end], layer.v[:R].flatten(0, 1)[:, :end]
+        scaled = (q * scale).reshape(R * Hk, -1, D)
+        score = torch.bmm(scaled, keys.transpose(1, 2))
         if self._mask is not None:
-            score.masked_fill_(self._mask, -torch.inf)
+            score.view(R, Hk, -1, end).masked_fill_(self._mask, -torch.inf)
         p = score.softmax(-1)
-        return (p @ values).reshape(R, H, D), (scaled, p, scale)
+        return torch.bmm(p, values).view(R, H, D), (scaled, p, scale)
 
     def backward(self, index: int, saved: Any, d_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         scaled, p, scale = saved
-        R, Hk, G, D = scaled.shape
-        end = self.slot + 1
+        R, H, D = d_out.shape
+        G, slot, end = scaled.shape[1], self.slot, self.slot + 1
+        N = len(scaled)
         layer = self.cache.layers[index]
-        dk, dv = (x[:R, :, :end].flatten(0, 1) for x in self.cache.gradients(index))  # views
-        d_out = d_out.reshape(R, Hk, G, D)
-        d_p = d_out @ layer.v[:R, :, :end].transpose(-1, -2)
-        d_score = torch.ops.aten._softmax_backward_data(d_p, p, -1, p.dtype)
-        dk.baddbmm_(d_score.flatten(0, 1).transpose(1, 2), scaled.flatten(0, 1))
-        dv.baddbmm_(p.flatten(0, 1).transpose(1, 2), d_out.flatten(0, 1))
-        d_q = ((d_score @ layer.k[:R, :, :end]) * scale).reshape(R, Hk * G, D)
-        own_k, own_v = (x[:, self.slot].reshape(R, Hk, D).clone() for x in (dk, dv))
+        keys, values = layer.k[:R].flatten(0, 1)[:, :end], layer.v[:R].flatten(0, 1)[:, :end]
+        d_out = d_out.reshape(N, G, D)
+        d_score = torch.ops.aten._softmax_backward_data(torch.bmm(d_out, values.transpose(1, 2)), p, -1, p.dtype)
+        d_q = torch.bmm(d_score, keys).mul_(scale).view(R, H, D)
+        sent = self._sent(layer, scaled)
+        at = slice(self.step * G, (self.step + 1) * G)
+        sent.score[:N, at, :end], sent.query[:N, at] = d_score, scaled
+        sent.weight[:N, at, :end], sent.out[:N, at] = p, d_out
+        later = slice(self.step * G, None)  # this step and those after it
+        d_k = torch.bmm(sent.score[:N, later, slot, None].transpose(1, 2), sent.query[:N, later]).view(R, -1, D)
+        d_v = torch.bmm(sent.weight[:N, later, slot, None].transpose(1, 2), sent.out[:N, later]).view(R, -1, D)
+        if layer.dk is not None and layer.dv is not None:  # from token passes and blocks after this one
+            d_k += layer.dk[:R, :, slot]
+            d_v += layer.dv[:R, :, slot]
         if self.cut_R is not None:
-            own_k, own_v = (g.masked_fill_(self.cut_R[:, None, None], 0.0) for g in (own_k, own_v))
-        return d_q, own_k, own_v
+            d_k, d_v = (g.masked_fill_(self.cut_R[:, None, None], 0.0) for g in (d_k, d_v))
+        return d_q, d_k, d_v
+
+    def _sent(self, layer: Layer, scaled: Tensor) -> Sent:
+        if layer.sent is None:
+            rows, G, D = layer.k.shape[0] * layer.k.shape[1], scaled.shape[1], scaled.shape[2]
+            many, slots = self.steps * G, self.slot + 1  # the block's last step comes first
+            layer.sent = Sent(
+                scaled.new_zeros(rows, many, slots),
+                scaled.new_zeros(rows, many, D),
+                scaled.new_zeros(rows, many, slots),
+                scaled.new_zeros(rows, many, D),
+                base=self.slot - self.step,
+            )
+        return layer.sent
 
 
 class StepAttentionFunction(torch.autograd.Function):
