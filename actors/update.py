@@ -258,6 +258,8 @@ class Updater:
 
     def _gap(self, forward: ModelForward, rows: Sequence[Row], version: int, totals: Totals) -> None:
         """Keep the learner's log-probs on the traces, and measure their distance from the sampler's."""
+        if not any(row.trace.sampled.any() for row in rows):
+            return  # given answers, which nobody sampled
         logprobs_BT = forward.logprobs_BT.detach().float().cpu().numpy()
         for b, row in enumerate(rows):
             own = row.view.scatter(logprobs_BT[b, : len(row.view)], len(row.trace))

@@ -51,7 +51,8 @@ class TokenPass:
 class LatentPass:
     """One latent step of the first `rows` rows, written to one slot.
 
-    source_R: int64 places in the concatenated hidden states of what each row thinks on from. position_R: int64. step, steps: number in its block, and the longest row's.
+    source_R: int64 places in the concatenated hidden states of what each row thinks on from. position_R: int64. step, steps: number in
+    its block, and the longest row's.
     left_R: latent steps the row's block has from here on, this one included; 0 or less for rows that rest.
     """
 
@@ -94,7 +95,13 @@ def segments(kind_T: np.ndarray) -> list[tuple[int, int]]:
 
 def plan_chain(token_BT: np.ndarray, kind_BT: np.ndarray, length_B: np.ndarray, device: torch.device | str) -> Plan:
     """Lay out right-padded rows. token_BT: int; kind_BT: uint8 of `Kind`; length_B: int, at least 1 each."""
-    parts = [segments(kind[:n]) for kind, n in zip(kind_BT, length_B.tolist(), strict=True)]
+    known: dict[bytes, list[tuple[int, int]]] = {}  # rows of a batch are often cut alike
+    parts = []
+    for kind, n in zip(kind_BT, length_B.tolist(), strict=True):
+        key = kind[:n].tobytes()
+        if key not in known:
+            known[key] = segments(kind[:n])
+        parts.append(known[key])
     first_block = [part[1][1] - part[1][0] if len(part) > 1 else 0 for part in parts]
     order = sorted(range(len(parts)), key=lambda b: (-first_block[b], b))
     parts = [parts[b] for b in order]
@@ -164,15 +171,12 @@ def _token_pass(
 ) -> TokenPass:
     """Writes at_BT."""
     if earlier_BS is None:
-        packing = pack(token[:, : int(widths.max())], widths)
-        at = packing.at_BT.numpy()
-        for r, width in enumerate(widths.tolist()):
-            at_BT[r, :width] = at[r, :width]
-        row_F = np.repeat(np.arange(len(widths)), widths)
-        slot_F = np.concatenate([np.arange(w) for w in widths])
+        packing = pack(token[:, : int(widths.max())], widths, place(widths).device)
+        real_BT = np.arange(token.shape[1]) < widths[:, None]
+        row_F, slot_F = np.nonzero(real_BT)
+        at_BT[real_BT] = packing.at_BT.cpu().numpy()[row_F, slot_F]
         fill = Fill(place(at_BT[row_F, slot_F]), place(row_F), place(slot_F))
-        moved = pack(token[:, : int(widths.max())], widths, fill.place_F.device)
-        return TokenPass(count, moved.token_N, moved.position_N, fill, packing=moved)
+        return TokenPass(count, packing.token_N, packing.position_N, fill, packing=packing)
     row_R = np.flatnonzero(widths)
     width_R, longest = widths[row_R], int(widths.max())
     first_R = np.cumsum(width_R) - width_R

@@ -86,32 +86,39 @@ def deal(rows: Sequence[np.ndarray], ranks: int, packs: bool) -> list[list[int]]
 
 def collate(traces: Sequence[Trace], views: Sequence[View], device: torch.device | str = "cpu") -> Batch:
     """Pad readings on the right and gather every per-position field of their traces (see `Batch`)."""
-    rows, longest = len(views), max(len(v) for v in views)
-    token = np.zeros((rows, longest), np.int64)
-    kind = np.full((rows, longest), Kind.CONTEXT, np.uint8)
-    scored = np.zeros((rows, longest), bool)
-    names = {"logprob", "reward"}
-    for trace in traces:
-        names.update(trace.weights)
-        names.update(f"score/{role}" for role in trace.scores)
-    fields = {name: np.zeros((rows, longest), np.float32) for name in names}
-    for b, (trace, view) in enumerate(zip(traces, views, strict=True)):
-        n = len(view)
-        token[b, :n] = view.token
-        kind[b, :n] = view.kind
-        wanted = trace.sampled | (trace.kind == Kind.TARGET)
-        own = view.index >= 0
-        scored[b, :n] = own & wanted[np.where(own, view.index, 0)]
-        scored[b, 0] = False  # nothing precedes the first token
-        # NaN means "nothing was sampled" or "nothing was said" here; in a method's own weights it is a fault and must be seen
-        absent = {"logprob": trace.logprob, **{f"score/{role}": score.values for role, score in trace.scores.items()}}
-        sources = {name: np.nan_to_num(values) for name, values in absent.items()}
-        for name, values in {**sources, "reward": trace.reward, **trace.weights}.items():
-            fields[name][b, :n] = view.gather(values)
+    length_B = np.array([len(view) for view in views])
+    real_BT = np.arange(length_B.max()) < length_B[:, None]
+    # all rows' positions, one after another, and where each finds its own among all traces' positions
+    index = np.concatenate([view.index for view in views])
+    own = index >= 0
+    sizes = np.array([len(trace) for trace in traces])
+    starts = np.repeat(np.cumsum(sizes) - sizes, length_B)
+    source = np.where(own, index + starts, 0)
+
+    def padded(flat: np.ndarray, fill: Any = 0) -> np.ndarray:
+        out = np.full(real_BT.shape, fill, flat.dtype)
+        out[real_BT] = flat
+        return out
+
+    def gathered(values: Sequence[np.ndarray]) -> np.ndarray:
+        return padded(np.where(own, np.concatenate(values)[source], 0).astype(np.float32))
+
+    logprob = np.concatenate([trace.logprob for trace in traces])
+    asked = ~np.isnan(logprob) | (np.concatenate([trace.kind for trace in traces]) == Kind.TARGET)
+    scored = padded(own & asked[source], False)
+    scored[:, 0] = False  # nothing precedes the first token
+    # NaN means "nothing was sampled" or "nothing was said" here; in a method's own weights it is a fault and must be seen
+    fields = {"logprob": gathered([np.nan_to_num(logprob)]), "reward": gathered([t.reward for t in traces])}
+    nothing = [np.zeros(size, np.float32) for size in sizes]
+    for role in {role for trace in traces for role in trace.scores}:
+        said = [t.scores[role].values if role in t.scores else n for t, n in zip(traces, nothing, strict=True)]
+        fields[f"score/{role}"] = gathered([np.nan_to_num(np.concatenate(said))])
+    for name in {name for trace in traces for name in trace.weights}:
+        fields[name] = gathered([t.weights.get(name, n) for t, n in zip(traces, nothing, strict=True)])
     return Batch(
-        token_BT=torch.from_numpy(token).to(device),
-        kind_BT=torch.from_numpy(kind).to(device),
-        length_B=torch.tensor([len(v) for v in views], device=device),
+        token_BT=torch.from_numpy(padded(np.concatenate([v.token for v in views]).astype(np.int64))).to(device),
+        kind_BT=torch.from_numpy(padded(np.concatenate([v.kind for v in views]), Kind.CONTEXT)).to(device),
+        length_B=torch.from_numpy(length_B).to(device),
         scored_BT=torch.from_numpy(scored).to(device),
         fields={name: torch.from_numpy(array).to(device) for name, array in fields.items()},
         traces=traces,

@@ -82,8 +82,9 @@ class KVCache:
 class Sent:
     """What the steps of one block, taken last to first, sent back through attention, in one layer.
 
-    score: [R * Hk, K * G, S] gradients of the scores, weight: likewise the attention weights; query, out: [R * Hk, K * G, D] scaled queries and
-    gradients of the outputs. A slot's key gradient is score^T query over the steps after it, its value's weight^T out. base: first slot of the block.
+    score: [R * Hk, K * G, S] gradients of the scores, weight: likewise the attention weights; query, out: [R * Hk, K * G, D] scaled
+    queries and gradients of the outputs. A slot's key gradient is score^T query over the steps after it, its value's weight^T out.
+    base: first slot of the block.
     """
 
     score: Tensor
@@ -96,8 +97,8 @@ class Sent:
 class StepAttention:
     """One query a row: attention of the first R rows of a step, at one slot, over all slots up to it.
 
-    q: [R, H, D], k, v: [R, Hk, D] -> [R, H, D]. step, steps: number in its block, and how many the block has. cut_R: bool or None, rows whose key and
-    value take no gradient from later passes.
+    q: [R, H, D], k, v: [R, Hk, D] -> [R, H, D]. step, steps: number in its block, and how many the block has. cut_R: bool or None,
+    rows whose key and value take no gradient from later passes.
     """
 
     def __init__(self, cache: KVCache, rows: int, slot: int, step: int, steps: int, cut_R: Tensor | None) -> None:

@@ -31,6 +31,8 @@ def write_model(
 
     tokenizer = _tokenizer(words)
     same: dict[str, Any] = {"vocab_size": len(tokenizer), "eos_token_id": 1, "bos_token_id": None, "pad_token_id": 0}
+    # transformers' 0.02 suits widths near 1000; a narrow model would begin as a constant
+    same["initializer_range"] = 0.6 / width**0.5
     if family == "gpt2":
         same |= {"n_embd": width, "n_layer": layers, "n_head": heads, "n_positions": length}
         same |= {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
