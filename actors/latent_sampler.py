@@ -22,7 +22,7 @@ from models.loading import latent_id, load_role, load_tokenizer, put_weights
 class LatentSampler(Serving):
     """Build it with `ray.remote(LatentSampler).options(...)`, or directly in a test.
 
-    path: folder of a model with a thinker. dtype: "float32" or "bfloat16". max_length: prompt, latents and answer together.
+    path: folder of a model with a thinker. dtype: "float32", "bfloat16" or "float64". max_length: prompt, latents and answer together.
     stop_ids: ids that end a sequence. rows: requests at work at once; more wait.
     """
 

@@ -138,6 +138,7 @@ class Roller:
         prompt = self.chat.prompt_ids(task.prompt)
         for episode in episodes:
             episode.context(prompt, 0)
+        params = params.but(latents=params.latents_for(task))
         actions = await self._act(episodes, [0] * len(episodes), params, group)
         start = time.perf_counter()
         steps = await self.envs.grade(task, actions, episodes[0].seed)
@@ -175,6 +176,7 @@ class Roller:
 
     async def _play(self, session: Any, task: Task, episode: _Episode, params: SamplingParams, group: str) -> None:
         opening = await session.open(task, episode.seed)
+        params = params.but(latents=params.latents_for(task))
         episode.context(self.chat.prompt_ids(opening.prompt if opening.prompt is not None else task.prompt), 0)
         for turn in range(self.info.max_turns):
             action = (await self._act([episode], [turn], params, group))[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -17,7 +17,8 @@ class SamplingParams:
     """How to sample. temperature 0 is greedy. top_p 1 and top_k 0 keep the whole vocabulary. max_tokens: of one turn.
 
     stop_ids: token ids that end a sequence beside the model's own end-of-sequence ids. latents: latent steps before the first token of
-    each turn (the most, where stopping is a sampled decision).
+    each turn (the most, where stopping is a sampled decision). latents_from: "task" takes as many as the task has written steps, and one
+    for the answer, at most `latents`.
     """
 
     temperature: float = 1.0
@@ -26,6 +27,13 @@ class SamplingParams:
     max_tokens: int = 256
     stop_ids: tuple[int, ...] = ()
     latents: int = 0
+    latents_from: Literal["fixed", "task"] = "fixed"
+
+    def latents_for(self, task: Task) -> int:
+        """Latent steps before an answer to this task."""
+        if self.latents_from == "task":
+            return min(self.latents, len(task.steps or ()) + 1)
+        return self.latents
 
     def but(self, **changes: Any) -> SamplingParams:
         return replace(self, **changes)

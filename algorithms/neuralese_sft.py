@@ -113,7 +113,7 @@ class NeuraleseSFT(Algorithm):
 
     def _plan(self, task: Task, version: int, rng: np.random.Generator) -> tuple[int, Sequence[str]]:
         """(latent steps, written steps that stay)"""
-        c, most = self.config, self.context.sampling.latents
+        c, most = self.config, self.context.sampling.latents_for(task)
         if c.curriculum is None:
             return (self._draw(most, rng) if c.steps == "random" else most), ()
         steps = task.steps or ()

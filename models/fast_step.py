@@ -37,8 +37,8 @@ class Matrix:
         self.transposed = not isinstance(modules[0], nn.Linear)
         weights = [m.weight.detach().t() if self.transposed else m.weight.detach() for m in modules]
         self.weight = weights[0] if len(weights) == 1 else torch.cat(weights)  # [out, in]
-        biases = [getattr(m, "bias", None) for m in modules]
-        self.bias = None if biases[0] is None else torch.cat([b.detach() for b in biases])
+        biases = [m.bias.detach() for m in modules if getattr(m, "bias", None) is not None]
+        self.bias = torch.cat(biases) if biases else None
         self.sizes = [len(w) for w in weights]
         self._x: list[Tensor] = []
         self._dy: list[Tensor] = []
@@ -241,7 +241,7 @@ def fast_model(lm: Any, positions: int) -> FastModel | None:
         return None
     if any(isinstance(m, nn.Dropout) and m.p > 0 and m.training for m in base.modules()):
         return None
-    blocks = getattr(base, "layers", None) or getattr(base, "h", ())
+    blocks: list[Any] = list(getattr(base, "layers", getattr(base, "h", [])))
     kinds = {type(block).__name__ for block in blocks}
     if len(kinds) != 1 or any(type(m).__module__.startswith("peft") for m in base.modules()):
         return None

@@ -18,7 +18,7 @@ from models.packing import enable, pack, packed_hidden
 log = logging.getLogger("posterior.models")
 
 THINKER = "thinker."
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 
 class ModelError(ValueError):

@@ -13,7 +13,7 @@ from envs.base import Task
 from models.causal import Outcome, battery
 from models.lens import look
 from models.loading import load_role, load_tokenizer
-from models.trace import Trace
+from models.trace import Kind, Trace
 from posterior import launch
 from posterior.config import RunConfig
 
@@ -30,35 +30,43 @@ def causal(config: RunConfig, splits: Sequence[str], tasks: int = 256) -> dict[s
     for split in splits:
         asked: list[Task] = list(itertools.islice(env.tasks(split), tasks))
         traces: list[Trace] = [algorithm.example(task, i, 1 << 30) for i, task in enumerate(asked)]
-        found = battery(model, traces, config.sampling.latents, config.seed)
-        out[split] = {name: _figures(outcome, found["clean"]) for name, outcome in found.items()}
-        if config.sampling.latents:
-            out[split]["lens"] = _lens(config, plan.model, model, traces)
+        by_steps: dict[int, list[Trace]] = {}
+        for trace in traces:
+            by_steps.setdefault(len(trace.where(Kind.LATENT)), []).append(trace)
+        found = [battery(model, same, k, config.seed) for k, same in sorted(by_steps.items())]
+        names = list(dict.fromkeys(name for one in found for name in one))
+        out[split] = {name: _figures([one for one in found if name in one], name) for name in names}
+        most = max(by_steps)
+        if most:
+            out[split]["lens"] = _lens(config, plan.model, model, by_steps[most], most)
     return out
 
 
-def _figures(outcome: Outcome, clean: Outcome) -> dict[str, float]:
-    low, high = wilson(float(outcome.correct.sum()), len(outcome.correct))
-    drop = clean.logprob - outcome.logprob
+def _figures(batteries: Sequence[dict[str, Outcome]], name: str) -> dict[str, float]:
+    """Over all problems that the intervention was tried on."""
+    correct = np.concatenate([one[name].correct for one in batteries])
+    logprob = np.concatenate([one[name].logprob for one in batteries])
+    drop = np.concatenate([one["clean"].logprob for one in batteries]) - logprob
+    low, high = wilson(float(correct.sum()), len(correct))
     worse, most = mean_interval(drop.tolist())
     return {
-        "accuracy": float(outcome.correct.mean()),
+        "accuracy": float(correct.mean()),
         "low": low,
         "high": high,
-        "logprob": float(outcome.logprob.mean()),
+        "logprob": float(logprob.mean()),
         "logprob_lost": float(drop.mean()),
         "logprob_lost_low": worse,
         "logprob_lost_high": most,
     }
 
 
-def _lens(config: RunConfig, path: str, model: Any, traces: Sequence[Trace]) -> dict[str, Any]:
-    lens = look(model, traces[:64], config.sampling.latents, config.seed)
+def _lens(config: RunConfig, path: str, model: Any, traces: Sequence[Trace], steps: int) -> dict[str, Any]:
+    lens = look(model, traces[:64], steps, config.seed)
     tokenizer = load_tokenizer(path, config.model.trust_remote_code)
     shown = [
         {
-            "prompt": tokenizer.decode(trace.token[trace.kind == 0].tolist()),
-            "answer": tokenizer.decode(trace.token[trace.kind == 4].tolist(), skip_special_tokens=True),
+            "prompt": tokenizer.decode(trace.token[trace.kind == Kind.CONTEXT].tolist()),
+            "answer": tokenizer.decode(trace.token[trace.kind == Kind.TARGET].tolist(), skip_special_tokens=True),
             "steps": [
                 [
                     [word, round(float(p), 4)]

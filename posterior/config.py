@@ -98,6 +98,8 @@ class Sampling(Section):
     """Longest answer, written thought included, in tokens."""
     latents: NonNegativeInt = 0
     """Latent steps before each answer or action (the most, with model.thinker.stop)."""
+    latents_from: Literal["fixed", "task"] = "fixed"
+    """How many: always latents, or as many as the task has written steps and one for the answer, at most latents."""
 
 
 class Optimiser(Section):

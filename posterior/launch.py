@@ -35,7 +35,7 @@ CALLS = 10_000
 
 def sampling_params(config: RunConfig) -> SamplingParams:
     s = config.sampling
-    return SamplingParams(s.temperature, s.top_p, s.top_k, s.max_tokens, latents=s.latents)
+    return SamplingParams(s.temperature, s.top_p, s.top_k, s.max_tokens, latents=s.latents, latents_from=s.latents_from)
 
 
 def build_algorithm(

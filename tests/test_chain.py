@@ -80,7 +80,8 @@ def plain(
     lm, thinker: Thinker, token: np.ndarray, kind: np.ndarray, n: int, grad: Gradient, noise: Tensor | None
 ) -> Tensor:
     """[n, D] hidden states of one row, position by position through transformers' own growing cache, which autograd sees."""
-    embed, cache, out = lm.get_input_embeddings(), Cut(config=lm.config), []
+    embed, cache = lm.get_input_embeddings(), Cut(config=lm.config)
+    out: list[Tensor] = []
     for start, stop in segments(kind[:n]):
         for t in range(start, stop):
             cache.constant = False

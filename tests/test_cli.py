@@ -124,7 +124,9 @@ def test_envs_list(tmp_path: Path) -> None:
     done = run("envs", "list", "--json", cwd=tmp_path, module=False)
     assert done.returncode == 0, done.stderr
     assert "coding" in json.loads(done.stdout)["envs"]
-    assert run("envs", "list").stdout.startswith("coding")
+    listed = [line.split()[0] for line in run("envs", "list").stdout.splitlines()]
+    assert listed == sorted(listed)
+    assert "coding" in listed
 
 
 def test_missing_runs_are_named(tmp_path: Path) -> None:
