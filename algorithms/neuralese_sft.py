@@ -82,7 +82,7 @@ class NeuraleseSFT(Algorithm):
         latents, written = self._plan(task, version, rng)
         prompt = chat.prompt_ids(task.prompt)
         text = " ".join([*written, task.answer])
-        target = [*self.context.tokenizer.encode(text, add_special_tokens=False), self.context.tokenizer.eos_token_id]
+        target = [*chat.ids(text), self.context.tokenizer.eos_token_id]
         ids = [*prompt.tolist(), *[latent] * latents, *target]
         kind = np.repeat(
             np.array([Kind.CONTEXT, Kind.LATENT, Kind.TARGET], np.uint8), [len(prompt), latents, len(target)]
