@@ -133,7 +133,10 @@ def verdict(result: Mapping[str, Any]) -> str:
     bare = controls["no_thought"][split]
     needed = moved is not None and moved.low is not None and bare.high is not None and moved.low <= bare.high
     if above and needed:
-        return f"{said} In this run the latents help: it is above every control, and with another problem's latents no better than without thought."
+        return (
+            f"{said} In this run the latents help: it is above every control, and with another problem's latents no better than "
+            "without thought."
+        )
     if not above:
         return f"{said} The run is not above every control with intervals apart: it does not show that latents help."
     return f"{said} With another problem's latents it still answers more than without thought: what helps is not shown to be the latents."
