@@ -160,9 +160,18 @@ def build_parser() -> argparse.ArgumentParser:
         "doctor",
         "check installation, devices, sandbox, and that sampler and learner agree",
         "runs:doctor",
-        "examples:\n  posterior doctor\n  posterior doctor my.yaml resources.sampler_gpus=1",
+        "examples:\n"
+        "  posterior doctor\n"
+        "  posterior doctor my.yaml resources.sampler_gpus=1\n"
+        "  posterior doctor runs/first",
     )
-    doctor.add_argument("config", type=_config_or_word, nargs="?", metavar="CONFIG.yaml", help="a run's configuration")
+    doctor.add_argument(
+        "config",
+        type=_config_or_word,
+        nargs="?",
+        metavar="CONFIG.yaml|RUN",
+        help="a run's configuration, or a run, whose newest checkpoint is checked",
+    )
     doctor.add_argument("words", nargs="*", metavar="a.b=c", help=WORDS_HELP)
 
     add_unsafe(doctor)

@@ -109,7 +109,13 @@ def _causal(args: argparse.Namespace) -> dict[str, Any]:
 
 def doctor(args: argparse.Namespace) -> dict[str, Any]:
     path, first = (None, [args.config]) if isinstance(args.config, str) else (args.config, [])
-    resolved = load(path, [*first, *run_words(args)])
+    run_dir = path if path is not None and path.is_dir() else None
+    resolved = load(run_dir / "config.yaml" if run_dir else path, [*first, *run_words(args)])
+    if run_dir is not None and not any(word.startswith("model.path=") for word in args.words):
+        from posterior.targets import open_target
+
+        trained, _ = open_target(str(run_dir))
+        resolved.config.model.path, resolved.config.model.lora = trained.model.path, None
     from posterior.doctor import doctor as run
 
     result = run(resolved)
