@@ -27,8 +27,8 @@ from posterior.targets import open_target
 
 PROBE_TASKS = 4
 """Problems that probes are fitted and judged on, as a multiple of the battery's."""
-LONGEST_WORDS = 8
-"""A written step is probed for if it takes at most one value for so many problems: free text has no classes."""
+PER_VALUE = 8
+"""A written step is probed for if there are at least so many problems for each of its values: free text has no classes."""
 
 Told = Callable[[int, str], None]
 """Takes (parts done, what comes next)."""
@@ -39,7 +39,7 @@ def causal(
 ) -> dict[str, Any]:
     """By split: accuracy and log-probability of the good answer under every intervention, with 95 % intervals; the lens; the probes.
 
-    told: hears of every part, three a split. Raises ConfigError for a model without latents.
+    told: hears of every part, three a split. A model that takes no latent steps has "clean" alone.
     """
     from envs.registry import make
 
@@ -48,10 +48,6 @@ def causal(
     if not algorithm.offline:  # an online method makes no examples; the answers are read in the same way
         algorithm = launch.build_algorithm({"name": "neuralese_sft"}, plan.model, plan.sampling, config.seed, 1)
     model = load_role(plan.model, trust_remote_code=config.model.trust_remote_code).eval()
-    if model.thinker is None or not config.sampling.latents:
-        raise ConfigError(
-            f"{config.model.path} takes no latent steps (model.thinker, sampling.latents): nothing can be replaced"
-        )
     env = make(config.env.name, config.env.args)
     out: dict[str, Any] = {}
     for part, split in enumerate(splits):
@@ -85,12 +81,15 @@ def eval_causal(
     if not (folder / "config.yaml").is_file():
         raise ConfigError(f"{target} is no run directory: a model alone does not say how many latent steps it takes")
     config, what = open_target(target, checkpoint)
+    if not config.sampling.latents:
+        raise ConfigError(f"the run {target} takes no latent steps (sampling.latents is 0): nothing can be replaced")
     own = env in (None, config.env.name) and not args
     if env is not None and env != config.env.name:
         config.env.name, config.env.args = env, {}
     config.env.args = {**config.env.args, **args}
     config.seed = seed
     splits = [split] if split else config.eval.splits if own else held_out(config.env.name, config.env.args)
+    config.eval.splits = list(splits)
     with Bar("parts", 3 * len(splits), "loading the model") as bar:
         found = causal(config, splits, tasks, lambda done, what: None if bar.draw(done, what) else bar.say(what))
     of = {"checkpoint": Path(config.model.path).parent.name, "tasks": tasks, "seed": seed}
@@ -161,7 +160,7 @@ def _probes(
     labels = [(*(tasks[i].steps or ()), str(tasks[i].answer)) for i in same]
     names = [*(f"step {j + 1}" for j in range(written)), "answer"]
     values = [len({row[j] for row in labels}) for j in range(len(names))]
-    shown = [j for j, n in enumerate(values) if 1 < n <= len(same) // LONGEST_WORDS]
+    shown = [j for j, n in enumerate(values) if 1 < n <= len(same) // PER_VALUE]
     if len(same) < 2 * FOLDS or not shown:
         return None
     z_NKD, after_NKD = states(model, [traces[i] for i in same], latents)

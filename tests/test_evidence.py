@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from actors import checkpoint
 from actors.stats import wilson
 from envs.pointer_chase import PointerChase
 from models.feedback import Thinker, ThinkerConfig
@@ -16,10 +19,13 @@ from models.loading import load_role
 from models.scratch import write_model
 from posterior.afterwards import _by_number
 from posterior.causal import causal, eval_causal
+from posterior.cli import build_parser
 from posterior.commands.runs import _causal
 from posterior.config import RunConfig
-from posterior.config_load import ConfigError
+from posterior.config_load import ConfigError, dump
 from posterior.evidence import controls_of, in_order, interventions, lines, verdict
+from posterior.rundir import RunDir, write_atomic
+from posterior.targets import open_target
 
 
 def entry(p: float, n: int = 200, key: str = "accuracy") -> dict[str, Any]:
@@ -122,13 +128,59 @@ def test_the_battery_of_a_model(tmp_path: Path) -> None:
     again = causal(config, ["hops3"], 60)["hops3"]
     assert again["clean"] == found["hops3"]["clean"]
     config.sampling.latents = 0
-    with pytest.raises(ConfigError, match="takes no latent steps"):
-        causal(config, ["hops3"], 8)
+    assert set(causal(config, ["hops3"], 8)["hops3"]) == {"clean"}
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> RunDir:
+    """A finished run with three checkpoints (steps 10, 20, 30) of one model, the second the best on held-out tasks."""
+    config = thinking_config(tmp_path)
+    config.eval.splits = ["hops2", "hops3"]
+    run = RunDir.create("stored", tmp_path / "run")
+    write_atomic(run.config, dump(config))
+    for step, p in ((10, 0.5), (20, 0.9), (30, 0.7)):
+        folder = run.checkpoints / f"step_{step:06d}"
+        shutil.copytree(config.model.path, folder / "policy")
+        (folder / "meta.json").write_text(json.dumps({"format": checkpoint.FORMAT, "files": {}}))
+        run.append_metrics({"kind": "eval", "version": step, "eval/hops2/pass@1": p, "eval/hops3/pass@1": p - 0.1})
+    run.write_result({"status": "finished", "final": {"hops3": entry(0.7, key="pass@1")}})
+    return run
+
+
+def test_a_runs_checkpoints_can_be_chosen(stored: RunDir) -> None:
+    for which, step in (("newest", 30), ("best", 20), ("10", 10), ("step_000010", 10)):
+        config, what = open_target(str(stored.path), which)
+        assert config.model.path == str(stored.checkpoints / f"step_{step:06d}" / "policy")
+        assert what.startswith(f"step_{step:06d} of")
+    (stored.checkpoints / "step_000020" / "meta.json").unlink()  # a damaged one is passed over
+    assert open_target(str(stored.path), "best")[1].startswith("step_000030")
+    with pytest.raises(ConfigError, match="choose newest, best or one of: 10, 30"):
+        open_target(str(stored.path), "20")
+
+
+def test_what_was_found_is_kept_with_the_run(stored: RunDir, capsys: pytest.CaptureFixture[str]) -> None:
+    def ask(*words: str) -> dict[str, Any]:
+        return _causal(build_parser().parse_args(["eval", str(stored.path), "--causal", "--tasks", "16", *words]))
+
+    first = ask("--split", "hops3")
+    said = capsys.readouterr()
+    assert "hops3: probes" in said.err
+    assert "(trained run, sampled)      70.0 %" in said.out
+    assert "The controls are missing" in said.out
+    assert stored.read_result()["causal_of"] == {"checkpoint": "step_000030", "tasks": 16, "seed": 0}
+    ask("--split", "hops2")  # beside the first
+    kept = stored.read_result()
+    assert set(kept["causal"]) == {"hops2", "hops3"}
+    assert kept["causal"]["hops3"]["clean"] == first["causal"]["hops3"]["clean"]
+    assert kept["status"] == "finished"
+    ask("--split", "hops2", "--checkpoint", "best")  # in place of another checkpoint's
+    assert set(stored.read_result()["causal"]) == {"hops2"}
+    other = ask("hops=2", "--split", "test")  # of another environment: told, not kept
+    assert set(other["causal"]) == {"test"}
+    assert set(stored.read_result()["causal"]) == {"hops2"}
 
 
 def test_words_that_do_not_fit_are_refused(tmp_path: Path) -> None:
-    from posterior.cli import build_parser
-
     with pytest.raises(ConfigError, match="is no run directory"):
         eval_causal(str(tmp_path), None, {}, split=None, tasks=8, seed=0, checkpoint="newest")
     with pytest.raises(ConfigError, match="do not go with --causal"):
