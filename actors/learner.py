@@ -430,7 +430,8 @@ class Learner:
 
 
 def lineage(indices: Sequence[int], offline: bool) -> list[int] | str:
-    """Which groups a batch holds, for its row: the list; of an offline method, whose batches are taken in a row, "FIRST..LAST"."""
+    """Which groups a batch holds, for its row: a list; of an offline method, whose batches follow in order,
+    "FIRST..LAST"."""
     if offline and list(indices) == list(range(indices[0], indices[0] + len(indices))):
         return f"{indices[0]}..{indices[-1]}"
     return list(indices)

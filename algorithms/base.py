@@ -86,7 +86,8 @@ class Algorithm:
         raise TypeError(f"{type(self).__name__} is an online method and makes no examples")
 
     def examples(self, task: Task, index: int, version: int) -> list[Trace]:
-        """Offline methods that learn from several traces of a task; by default the one of `example`, whose rules hold here too."""
+        """Offline methods that learn from several traces of a task; by default the one of `example`. The same rules
+        hold."""
         return [self.example(task, index, version)]
 
     def keep(self, group: Group) -> bool:

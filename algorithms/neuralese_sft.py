@@ -5,16 +5,16 @@
 The loss is supervised fine-tuning's own; with K = 0 it *is* supervised fine-tuning on answers. No grader is needed: the latents are a
 deeper network between question and answer, and the gradient reaches them through `models.chain`.
 
-Options: how K is chosen; a curriculum over written reasoning (Coconut, Hao et al. 2024): at stage s the first s written steps are
-replaced by latents and the rest is still written, until nothing is; or distillation (CODI, Shen et al. 2025) from the same model reading
-the written steps, the teacher:
+Options: how K is chosen; a curriculum over written reasoning (Coconut, Hao et al. 2024): at stage s the first s written
+steps are replaced by latents and the rest is still written, until nothing is; or distillation (CODI, Shen et al.
+2025) from the same model reading the written steps, the teacher:
 
     student  prompt ──► K latent steps ─┐► y*     loss = CE(student) + CE(teacher)
-    teacher  prompt ──► written steps ──┘► y*            + weight x smooth-L1(student's, teacher's hidden state there) / teacher's std
+    teacher  prompt ──► written steps ──┘► y*            + weight x smooth-L1(their hidden states there) / teacher's std
 
-The hidden states compared are the last layer's, after the final norm, before the first token of y*; the teacher's is a constant. CODI
-compares all layers', and takes the standard deviation over the batch; here it is over the teacher's own vector, so that the gradient does
-not depend on how a batch is cut into micro-batches.
+The hidden states compared are the last layer's, after the final norm, before the first token of y*; the teacher's is a
+constant. CODI compares all layers', and takes the standard deviation over the batch; here it is over the teacher's own
+vector, so that the gradient does not depend on how a batch is cut into micro-batches.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ class NeuraleseSFTConfig(AlgorithmConfig):
     curriculum: Curriculum | None = None
     """Replace written reasoning by latents stage by stage; null trains on answers alone."""
     distill: NonNegativeFloat = 0.0
-    """Weight of the distance between the student's and the teacher's last hidden state before the answer (CODI: 1 for GPT-2, 20 for
-    Llama); 0 has no teacher."""
+    """Weight of the distance between the student's and the teacher's last hidden state before the answer (CODI: 1 for
+    GPT-2, 20 for Llama); 0 has no teacher."""
 
     @model_validator(mode="after")
     def _one_use_of_written_steps(self) -> Self:
@@ -104,7 +104,8 @@ class NeuraleseSFT(Algorithm):
         return self._trace(task, index, [latent] * latents, target, len(target), int(rng.integers(2**62)))
 
     def examples(self, task: Task, index: int, version: int) -> list[Trace]:
-        """The student's, and where there is one the teacher's. Raises ValueError naming a task without written steps for a teacher."""
+        """The student's, and where there is one the teacher's. Raises ValueError naming a task that a teacher cannot
+        read: one without written steps."""
         student = self.example(task, index, version)
         if not self.config.distill:
             return [student]
@@ -142,8 +143,8 @@ class NeuraleseSFT(Algorithm):
         )
 
     def credit(self, groups: Sequence[Group]) -> dict[str, float]:
-        """Writes "ce": 1 at every position of a good answer. With a teacher "ce_teacher" likewise on its traces, and "distill", the
-        term's weight, at the student's last position before the answer."""
+        """Writes "ce": 1 at every position of a good answer. With a teacher "ce_teacher" likewise on its traces, and
+        "distill", the term's weight, at the student's last position before the answer."""
         students = []
         for trace in (t for g in groups for t in g.live):
             answer = (trace.kind == Kind.TARGET).astype(np.float32)
@@ -158,8 +159,8 @@ class NeuraleseSFT(Algorithm):
         return {"latents/mean": float(np.mean([(t.kind == Kind.LATENT).sum() for t in students]))}
 
     def terms(self, role: str, forward: Forward, batch: Batch) -> dict[str, Term]:
-        """ "ce": supervised fine-tuning's loss, the mean over all answer tokens of the batch. With a teacher "ce_teacher", over its
-        written steps and answers, and "distill_last_layer", the mean over students."""
+        """ "ce": supervised fine-tuning's loss, the mean over all answer tokens of the batch. With a teacher
+        "ce_teacher", over its written steps and answers, and "distill_last_layer", the mean over students."""
         terms = {"ce": Term(-forward.logprobs_BT, "ce", "positions")}
         if self.config.distill:
             terms["ce_teacher"] = Term(-forward.logprobs_BT, "ce_teacher", "positions")
@@ -189,8 +190,9 @@ class NeuraleseSFT(Algorithm):
 
 
 def distance(hidden_BTD: Tensor, traces: Sequence[Trace]) -> Tensor:
-    """float32[B, T]: smooth-L1 distance, averaged over D, of a student's hidden state before its answer from its teacher's, divided by
-    the standard deviation of the teacher's; 0 elsewhere. A teacher is the trace of the same group that is marked as one.
+    """float32[B, T]: smooth-L1 distance, averaged over D, of a student's hidden state before its answer from its
+    teacher's, divided by the standard deviation of the teacher's; 0 elsewhere. A teacher is the trace of the same
+    group marked as one.
 
     Raises ValueError if a student's teacher is not among the traces.
     """

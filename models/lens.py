@@ -39,7 +39,10 @@ class Lens:
 
 @torch.no_grad()
 def states(model: RoleModel, traces: Sequence[Trace], latents: int) -> tuple[Tensor, Tensor]:
-    """([N, K, D] latents, [N, K, D] final hidden states after reading each). traces: prompt, `latents` latent positions, anything."""
+    """([N, K, D] latents, [N, K, D] final hidden states after reading each).
+
+    traces: prompt, `latents` latent positions, anything.
+    """
     thinker = model.thinker
     if thinker is None:
         raise ValueError("a token thinker has no latents to look at")

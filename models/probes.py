@@ -1,8 +1,8 @@
-"""What latents know: linear probes from each latent step to each written step, beside the same probes on shuffled answers.
+"""What latents know: linear probes from each latent step to each written step, beside the same on shuffled labels.
 
-A probe is ridge regression onto one-hot labels, in closed form; the largest output is its guess (Alain and Bengio 2016). Every guess is
-about a problem the probe was not fitted on. A probe that does as well on shuffled labels says nothing (control task, Hewitt and Liang
-2019): what counts is the difference, its selectivity.
+A probe is ridge regression onto one-hot labels, in closed form; the largest output is its guess (Alain and Bengio
+2016). Every guess is about a problem the probe was not fitted on. A probe that does as well on shuffled labels says
+nothing (control task, Hewitt and Liang 2019): what counts is the difference, its selectivity.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ RIDGE = 0.1
 class Probes:
     """correct_KJ, control_KJ: int64, how many of `problems` were guessed from latent k for label j, true and shuffled.
 
-    classes_J: different values of each label. common_J: how many problems have the commonest value, which needs no probe.
+    classes_J: different values of each label. common_J: how many problems have the commonest, which needs no probe.
     """
 
     problems: int
@@ -35,7 +35,10 @@ class Probes:
 
 @torch.no_grad()
 def probe(x_NKD: Tensor, labels: Sequence[Sequence[str]], seed: int = 0) -> Probes:
-    """x_NKD: K vectors of each of N problems. labels: J words of each problem. Raises ValueError for fewer than two problems a fold."""
+    """x_NKD: K vectors of each of N problems. labels: J words of each problem.
+
+    Raises ValueError for fewer than two problems a fold.
+    """
     n, steps, _ = x_NKD.shape
     if n < 2 * FOLDS or len(labels) != n:
         raise ValueError(f"probes need at least {2 * FOLDS} problems with their labels, not {n} and {len(labels)}")

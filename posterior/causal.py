@@ -28,7 +28,7 @@ from posterior.targets import open_target
 PROBE_TASKS = 4
 """Problems that probes are fitted and judged on, as a multiple of the battery's."""
 PER_VALUE = 8
-"""A written step is probed for if there are at least so many problems for each of its values: free text has no classes."""
+"""A written step is probed for if there are so many problems for each of its values: free text has no classes."""
 
 Told = Callable[[int, str], None]
 """Takes (parts done, what comes next)."""
@@ -37,7 +37,8 @@ Told = Callable[[int, str], None]
 def causal(
     config: RunConfig, splits: Sequence[str], tasks: int = 256, told: Told = lambda done, what: None
 ) -> dict[str, Any]:
-    """By split: accuracy and log-probability of the good answer under every intervention, with 95 % intervals; the lens; the probes.
+    """By split: accuracy and log-probability of the good answer under every intervention, with 95 % intervals; lens;
+    probes.
 
     told: hears of every part, three a split. A model that takes no latent steps has "clean" alone.
     """
@@ -73,7 +74,8 @@ def causal(
 def eval_causal(
     target: str, env: str | None, args: dict[str, Any], *, split: str | None, tasks: int, seed: int, checkpoint: str
 ) -> dict[str, Any]:
-    """`posterior eval RUN --causal`: the battery on a checkpoint of a run; kept in its result.json, the answer has the controls too.
+    """`posterior eval RUN --causal`: the battery on a run's checkpoint, kept in its result.json; returned with the
+    controls.
 
     env, args, split, tasks, seed: as in `posterior.evaluate.evaluate`. checkpoint: see `open_target`.
     """
@@ -153,7 +155,8 @@ def _lens(config: RunConfig, path: str, model: Any, traces: Sequence[Trace], ste
 def _probes(
     model: RoleModel, tasks: Sequence[Task], traces: Sequence[Trace], latents: int, seed: int
 ) -> dict[str, Any] | None:
-    """Of the problems with so many latents and the commonest number of written steps; None where nothing written can be told apart."""
+    """Of the problems with so many latents and the commonest number of written steps; None where no step can be
+    probed for."""
     same = [i for i, trace in enumerate(traces) if len(trace.where(Kind.LATENT)) == latents]
     written = Counter(len(tasks[i].steps or ()) for i in same).most_common(1)[0][0]
     same = [i for i in same if len(tasks[i].steps or ()) == written]

@@ -133,8 +133,8 @@ def build_parser() -> argparse.ArgumentParser:
         "eval",
         "grade a run's newest checkpoint, or a model, on held-out tasks: pass@k, mean grade, 95 %% intervals",
         "runs:evaluate",
-        "With --causal a latent thinker's latents are replaced (zero, mean, noise, shuffle, transplant, truncation) and its answers\n"
-        "judged again, beside the run's controls; the figures are kept in RUN/result.json, for the report too.\n\n"
+        "With --causal a latent thinker's latents are replaced (zero, mean, noise, shuffle, transplant, truncation)\n"
+        "and its answers judged again, beside the run's controls; RUN/result.json keeps the figures for reports.\n\n"
         "examples:\n"
         "  posterior eval runs/first\n"
         "  posterior eval runs/thinker --causal --tasks 256\n"

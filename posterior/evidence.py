@@ -1,7 +1,8 @@
-"""What a run's result says about its latents, and what it does not: figures, a table, and one sentence that claims no more.
+"""What a run's result says about its latents, and what it does not: figures, a table, a sentence that claims no more.
 
-A claim that latents help needs the run above each of its controls, with intervals apart, and answers that another problem's latents bring
-down to what a model without thought reaches (design, promise 7). Everything reads result.json leniently: a part may be missing.
+A claim that latents help needs the run above each of its controls, with intervals apart, and answers that another
+problem's latents bring down to what a model without thought reaches (design, promise 7). Everything reads result.json
+leniently: a part may be missing.
 """
 
 from __future__ import annotations
@@ -112,7 +113,7 @@ def spoken(name: str) -> str:
 
 
 def verdict(result: Mapping[str, Any]) -> str:
-    """One sentence or two on the last (hardest) split that has everything. Says that latents help only where nothing is missing."""
+    """What is known on the last (hardest) split. Says that latents help only where nothing is missing."""
     battery, own, controls = battery_of(result), own_accuracy(result), controls_of(result)
     if not battery:
         return "Nothing is known: `posterior eval RUN --causal` replaces the latents and judges the answers again."
@@ -128,18 +129,22 @@ def verdict(result: Mapping[str, Any]) -> str:
         )
     mine = own.get(split)
     best = max(CONTROLS, key=lambda name: controls[name][split].p)
-    said = f"On {split}, accuracy is {mine}; that of the best control ({NAMES[best]}) {controls[best][split]}; {said[0].lower()}{said[1:]}"
+    theirs = f"that of the best control ({NAMES[best]}) {controls[best][split]}"
+    said = f"On {split}, accuracy is {mine}; {theirs}; {said[0].lower()}{said[1:]}"
     above = mine is not None and all(_apart(mine, controls[name][split]) for name in CONTROLS)
     bare = controls["no_thought"][split]
     needed = moved is not None and moved.low is not None and bare.high is not None and moved.low <= bare.high
     if above and needed:
         return (
-            f"{said} In this run the latents help: it is above every control, and with another problem's latents no better than "
-            "without thought."
+            f"{said} In this run the latents help: it is above every control, "
+            "and with another problem's latents no better than without thought."
         )
     if not above:
         return f"{said} The run is not above every control with intervals apart: it does not show that latents help."
-    return f"{said} With another problem's latents it still answers more than without thought: what helps is not shown to be the latents."
+    return (
+        f"{said} With another problem's latents it still answers more than without thought: "
+        "what helps is not shown to be the latents."
+    )
 
 
 def lines(result: Mapping[str, Any]) -> list[str]:

@@ -1,8 +1,9 @@
 """`posterior report`: one HTML file of one or several runs that works offline, with nothing to fetch.
 
-`report_data` reads the run directories; this file, `report_latents` and `report_figures` write the words and figures that need no
-script; `report_charts.js`, `report_traces.js` and `report.js` draw the rest from a JSON block. Everything a model or a config wrote is
-escaped, and the page's content policy allows only its own script (by hash) and no request at all.
+`report_data` reads the run directories; this file, `report_latents` and `report_figures` write the words and figures
+that need no script; `report_charts.js`, `report_traces.js` and `report.js` draw the rest from a JSON block.
+Everything a model or a config wrote is escaped, and the page's content policy allows only its own script (by hash)
+and no request at all.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Still pictures for the report: lines with intervals, bars with intervals, heat maps. Markup only, no script; all text is escaped."""
+"""Still pictures for the report: lines and bars with intervals, heat maps. Markup without script; all text is
+escaped."""
 
 from __future__ import annotations
 
@@ -30,8 +31,10 @@ def line_chart(
     size: tuple[int, int] = (520, 240),
     bound: float | None = None,
 ) -> str:
-    """A point for each of `names`, joined by lines, with whiskers. series: (name, colour, values). share: from 0 to 100 %. bound: a
-    dashed line."""
+    """A point for each of `names`, joined by lines, with whiskers.
+
+    series: (name, colour, values). share: from 0 to 100 %. bound: a dashed line.
+    """
     width, height = size
     left, right, top, bottom = 46, 14, 10, 26
     known = [v for _, _, values in series for v in values if v is not None]

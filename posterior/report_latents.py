@@ -1,6 +1,7 @@
-"""The report's section "Does it think?": what replacing the latents costs, beside the controls, and what the latents look like.
+"""The report's section "Does it think?": what replacing the latents costs, beside the controls, and how latents look.
 
-It says that latents help only in the words of `evidence.verdict`, which needs the controls; without them it says that they are missing.
+It says that latents help only in the words of `evidence.verdict`, which needs the controls; without them it says that
+they are missing.
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ def thinking(runs: Sequence[Mapping[str, Any]], groups: Sequence[Mapping[str, An
         parts.append(heading + _said(own) + _measured(own) + "".join(_inside(run, len(own) > 1) for run in own))
     if not parts:
         return ""
-    body = "".join(parts)
-    return f'<section id="thinking" aria-labelledby="thinking-title"><h2 id="thinking-title">Does it think?</h2>{body}</section>'
+    body = f'<h2 id="thinking-title">Does it think?</h2>{"".join(parts)}'
+    return f'<section id="thinking" aria-labelledby="thinking-title">{body}</section>'
 
 
 def _thinks(run: Mapping[str, Any]) -> bool:

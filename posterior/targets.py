@@ -12,7 +12,8 @@ from posterior.rundir import RunDir
 
 
 def open_target(target: str, which: str = "newest") -> tuple[RunConfig, str]:
-    """(configuration, what is looked at): of a run, with `model.path` at one of its checkpoints; or defaults with the model.
+    """(configuration, what is looked at): of a run, with `model.path` at one of its checkpoints; or defaults with a
+    model.
 
     which: "newest", "best" (by held-out pass@1, see `best`), or the step of one that is kept.
     """
@@ -36,7 +37,7 @@ def open_target(target: str, which: str = "newest") -> tuple[RunConfig, str]:
 
 
 def best(run: RunDir) -> Path | None:
-    """The kept checkpoint whose version had the highest mean held-out pass@1, the newest of equals; None if none was evaluated.
+    """The kept checkpoint with the highest mean held-out pass@1, the newest of equals; None if none was evaluated.
 
     It was chosen on the tasks it was evaluated on: its figures there are a little too good.
     """
@@ -54,7 +55,8 @@ def kept(run: RunDir, step: str) -> Path:
     wanted = step.removeprefix("step_")
     if not wanted.isdecimal() or int(wanted) not in found:
         raise ConfigError(
-            f"the run {run.path} keeps no checkpoint {step!r}; choose newest, best or one of: {', '.join(map(str, found))}"
+            f"the run {run.path} keeps no checkpoint {step!r}; choose newest, best or one of: "
+            + ", ".join(map(str, found))
         )
     return found[int(wanted)]
 

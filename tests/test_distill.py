@@ -1,4 +1,4 @@
-"""CODI's distillation: who is compared with whom, the loss against a direct computation, and its indifference to micro-batches."""
+"""CODI's distillation: who is compared with whom, the loss computed directly, and its indifference to micro-batches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What may be said of a run's latents: every sentence against results in which something is missing, contradicts it, or is all there."""
+"""What may be said of a run's latents: every sentence, where something is missing, contradicts it, or all is there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Whole runs on given answers with latent thinking, through the command line: reproducible, resumable, with its evidence beside it."""
+"""Whole runs on given answers with latent thinking, through the command line: reproducible, resumable, with
+evidence."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The live line of a run: what it says of runs that sample and of runs that learn from given answers, and what it reads."""
+"""The live line of a run: what it says of runs that sample, of runs on given answers, and what it reads."""
 
 from __future__ import annotations
 

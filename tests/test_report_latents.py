@@ -152,7 +152,8 @@ def test_the_page_allows_what_the_section_needs(tmp_path: Path) -> None:
     import subprocess
 
     page = write_report([thinking_run(tmp_path / "r")])
-    flags = "--headless --no-sandbox --disable-gpu --no-first-run --enable-logging=stderr --virtual-time-budget=2000 --dump-dom"
+    flags = "--headless --no-sandbox --disable-gpu --no-first-run --enable-logging=stderr --virtual-time-budget=2000"
+    flags += " --dump-dom"
     command = ["chromium", *flags.split(), f"--user-data-dir={tmp_path / 'profile'}", page.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     assert "CONSOLE" not in done.stderr
