@@ -72,7 +72,7 @@ def test_the_loss_is_the_direct_computation(folder: str) -> None:
     """Each trace alone through transformers (teacher) or the chain (student), the distance written out by hand."""
     algorithm = method(folder)
     groups = groups_of(algorithm)
-    model = load_role(folder).double().eval()
+    model = load_role(folder).double().eval().requires_grad_(False)
     traces = [t for g in groups for t in g.traces]
     batch = collate(traces, [t.view() for t in traces])
     term = algorithm.terms("policy", ModelForward(model, batch), batch)["distill_last_layer"]
