@@ -97,10 +97,10 @@ class NeuraleseSFT(Algorithm):
             )
         if self._tools is None:
             self._tools = ChatFormat(self.context.tokenizer), latent_id(self.context.tokenizer)
-        _, latent = self._tools
+        chat, latent = self._tools
         rng = np.random.default_rng([self.context.seed, 0x517, index])
         latents, written = self._plan(task, version, rng)
-        target = self._encode(" ".join([*written, task.answer]))
+        target = chat.ids(" ".join([*written, task.answer]))
         return self._trace(task, index, [latent] * latents, target, len(target), int(rng.integers(2**62)))
 
     def examples(self, task: Task, index: int, version: int) -> list[Trace]:
@@ -112,14 +112,13 @@ class NeuraleseSFT(Algorithm):
         if task.steps is None:
             raise ValueError(f"task {task.id} has no written steps: distill needs them for the teacher to read")
         # words are cut apart at the line's end, so the answer's tokens are the student's own
-        written = self._encode(" ".join(task.steps) + "\n") if task.steps else []
-        answer = self._encode(str(task.answer))
+        assert self._tools is not None
+        chat, _ = self._tools
+        written = chat.ids(" ".join(task.steps) + "\n") if task.steps else []
+        answer = chat.ids(str(task.answer))
         teacher = self._trace(task, index, [], [*written, *answer], len(answer), 0)
         teacher.episode, teacher.meta["teacher"] = f"{index}/teacher", True
         return [student, teacher]
-
-    def _encode(self, text: str) -> list[int]:
-        return list(self.context.tokenizer.encode(text, add_special_tokens=False))
 
     def _trace(
         self, task: Task, index: int, latents: Sequence[int], target: Sequence[int], answer: int, eps_seed: int
