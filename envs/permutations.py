@@ -19,7 +19,7 @@ import numpy as np
 from envs.base import Grade, SingleTurnEnv, Task
 
 TRAIN, TEST, LENGTHS = "train", "test", "lengths"
-FEW = 4096
+FEW = 600
 """Rows of one length that the constructor still counts, to be sure that both splits have some."""
 
 
