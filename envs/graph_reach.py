@@ -20,14 +20,16 @@ import numpy as np
 from envs.base import Grade, SingleTurnEnv, Task
 from envs.graphs import Graph, Grower, read_prosqa, shortcut_floors
 
-NAMES = tuple(
-    "Alex Bob Carol Davis Eva Fae Gabriel Jack Max Oliver Polly Rex Sally Sam Stella Tom Wren".split()  # noqa: SIM905
+NAMES: tuple[str, ...] = (
+    *("Alex", "Bob", "Carol", "Davis", "Eva", "Fae", "Gabriel", "Jack", "Max"),
+    *("Oliver", "Polly", "Rex", "Sally", "Sam", "Stella", "Tom", "Wren"),
 )
 """ProsQA's people."""
-KINDS = tuple(
-    "bompus boompus brimpus chorpus dumpus felpus fompus gerpus gorpus grimpus gwompus hilpus impus jelpus jompus kerpus "
-    "lempus lorpus numpus quimpus rempus rompus rorpus scrompus shumpus sterpus storpus terpus timpus tumpus vumpus "
-    "worpus wumpus yerpus yimpus yumpus zhorpus zumpus".split()
+KINDS: tuple[str, ...] = (
+    *("bompus", "boompus", "brimpus", "chorpus", "dumpus", "felpus", "fompus", "gerpus", "gorpus", "grimpus"),
+    *("gwompus", "hilpus", "impus", "jelpus", "jompus", "kerpus", "lempus", "lorpus", "numpus", "quimpus"),
+    *("rempus", "rompus", "rorpus", "scrompus", "shumpus", "sterpus", "storpus", "terpus", "timpus", "tumpus"),
+    *("vumpus", "worpus", "wumpus", "yerpus", "yimpus", "yumpus", "zhorpus", "zumpus"),
 )
 """ProsQA's made-up classes."""
 STYLES = ("symbols", "prosqa", "spaced")
@@ -76,7 +78,7 @@ class GraphReach(SingleTurnEnv):
         if self.style == "symbols":
             return (*map(str, range(self.high)), ";", "?", "from")
         if self.style == "spaced":
-            return (*NAMES, *KINDS, *"Every is a Is or . ?".split())
+            return (*NAMES, *KINDS, *["Every", "is", "a", "Is", "or", ".", "?"])
         raise ValueError("graph_reach in the style prosqa is for models that know English; use symbols or spaced")
 
     def tasks(self, split: str) -> Iterator[Task]:
@@ -135,7 +137,7 @@ class GraphReach(SingleTurnEnv):
             return Task(name, prompt, label[graph.target], tuple(label[i] for i in graph.path[1:-1]), meta)
         without_parents = {a for a, _ in graph.edges} - {b for _, b in graph.edges}
         people, kinds = rng.permutation(len(NAMES)), rng.permutation(len(KINDS))
-        label = [NAMES[people[i % 17]] if i in without_parents else KINDS[kinds[i]] for i in range(graph.nodes)]
+        label = [NAMES[people[i % len(NAMES)]] if i in without_parents else KINDS[kinds[i]] for i in range(graph.nodes)]
         label = list(graph.names) if graph.names else label
         stop = " ." if self.style == "spaced" else "."
 

@@ -15,6 +15,7 @@ The gold score is for evaluation (`grade`); what learns from given answers never
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
@@ -104,10 +105,7 @@ class Punchline(SingleTurnEnv):
     async def extra_checks(self, samples: int) -> dict[str, Any]:
         """For `posterior envs check`: the entropy of the data set's answers and the gold score they have on average."""
         asked = [task for task, _ in zip(self.tasks("test"), range(samples), strict=False)]
-        gold = [
-            sum(p * self.grade(task, y).value for y, p in self.distribution(task).items())
-            for task in asked
-        ]
+        gold = [sum(p * self.grade(task, y).value for y, p in self.distribution(task).items()) for task in asked]
         return {"entropy": float(np.mean([self.entropy(t) for t in asked])), "gold_of_data": float(np.mean(gold))}
 
     def _setup(self, rng: np.random.Generator) -> tuple[list[int], tuple[int, int]]:
@@ -119,7 +117,7 @@ class Punchline(SingleTurnEnv):
         rest = order[near + far + 3 :]
         leads_to = [0] * len(NOUNS)
         for chain in ([*one, meeting], [*other, meeting], [meeting, *tail]):
-            for a, b in zip(chain, chain[1:], strict=False):
+            for a, b in itertools.pairwise(chain):
                 leads_to[a] = b
         # nothing but the topics may tell the meeting: other words meet too, and the tail leads back to somewhere
         for loose in [tail[-1], *rest]:
