@@ -10,7 +10,7 @@ sizes follow the published files: 22.8 nodes and about 36 edges on average, 3 to
 from __future__ import annotations
 
 from bisect import bisect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import accumulate, islice
 from typing import Any, ClassVar
@@ -51,7 +51,7 @@ class GraphReach(SingleTurnEnv):
     def __init__(
         self,
         nodes: Sequence[int] = (17, 28),
-        hops: dict[int, float] | None = None,
+        hops: Mapping[int | str, float] | None = None,
         style: str = "symbols",
         parents: float = 1.5,
         balanced: bool = False,
@@ -118,14 +118,14 @@ class GraphReach(SingleTurnEnv):
         given, good = (t.strip().rstrip(".").split() for t in (text, task.answer or ""))
         return Grade(float(bool(given) and given[-1] == good[-1]))
 
-    def floors(self, split: str, tasks: int) -> dict[str, float]:
+    def references(self, split: str, tasks: int) -> dict[str, float]:
         """Accuracy of the rules of `graphs.shortcut_floors` on the first so many tasks of a split."""
         shape = ((self.low, self.high), tuple(self.shares.items()), self.parents, self.balanced, self.prosqa)
         return dict(_floors(shape, split, tasks))
 
     async def extra_checks(self, samples: int) -> dict[str, Any]:
         """For `posterior envs check`: the floors."""
-        return {"shortcut_floors": {split: self.floors(split, samples) for split in self.splits()}}
+        return {"shortcut_floors": {split: self.references(split, samples) for split in self.splits()}}
 
     def _task(self, name: str, graph: Graph, rng: np.random.Generator) -> Task:
         first, second = (graph.target, graph.other) if rng.random() < 0.5 else (graph.other, graph.target)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -102,11 +102,11 @@ class Punchline(SingleTurnEnv):
         drawn = np.random.default_rng([seed, 0x600D]).choice(len(shares), size=n, p=list(shares.values()))
         return [list(shares)[i] for i in drawn]
 
-    async def extra_checks(self, samples: int) -> dict[str, Any]:
-        """For `posterior envs check`: the entropy of the data set's answers and the gold score they have on average."""
-        asked = [task for task, _ in zip(self.tasks("test"), range(samples), strict=False)]
-        gold = [sum(p * self.grade(task, y).value for y, p in self.distribution(task).items()) for task in asked]
-        return {"entropy": float(np.mean([self.entropy(t) for t in asked])), "gold_of_data": float(np.mean(gold))}
+    def references(self, split: str, tasks: int) -> dict[str, float]:
+        """The entropy of the data set's answers (nats), and the gold score they have on average."""
+        asked = list(itertools.islice(self.tasks(split), tasks))
+        gold = [p * self.grade(task, y).value for task in asked for y, p in self.distribution(task).items()]
+        return {"entropy": sum(map(self.entropy, asked)) / len(asked), "gold of the data": sum(gold) / len(asked)}
 
     def _setup(self, rng: np.random.Generator) -> tuple[list[int], tuple[int, int]]:
         """(what each noun leads to, the two topics): two chains of `hops` at most that meet, and a tail of two behind the meeting."""

@@ -89,7 +89,7 @@ def test_balanced_candidates_leave_little_to_shortcuts() -> None:
         roots = {a for a, _ in g.edges} - {b for _, b in g.edges}
         assert any(reached(g.edges, r).get(g.other) == g.hops for r in roots - {g.root})
     assert all(0.4 < floor < 0.6 for floor in shortcut_floors(made).values())
-    assert env.floors("train", 400) == shortcut_floors(made)
+    assert env.references("train", 400) == shortcut_floors(made)
 
 
 def test_shortcuts_of_a_graph_drawn_by_hand() -> None:
@@ -150,6 +150,6 @@ def test_the_published_rows_share_the_words() -> None:
         env = GraphReach(style=style, prosqa=str(ROWS))
         held = take(env, "prosqa", 300)
         assert {w for t in held for w in f"{t.prompt} {t.answer}".split()} <= set(env.words())
-    floors = env.floors("prosqa", 300)
+    floors = env.references("prosqa", 300)
     assert floors["more ancestors"] == pytest.approx(0.70, abs=0.01)
     assert floors["lower in-degree"] == pytest.approx(0.67, abs=0.01)

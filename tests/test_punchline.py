@@ -82,6 +82,11 @@ def test_the_data_set_holds_several_answers_of_different_worth() -> None:
     gold = [env.grade(t, str(t.answer)).value for t in tasks]
     assert min(gold) >= 0.4
     assert len({round(g, 3) for g in gold}) >= 5
+    known = env.references("train", 150)
+    assert known["gold of the data"] == pytest.approx(sum(gold) / len(gold), abs=0.05)
+    assert known["entropy"] == pytest.approx(
+        env.entropy(tasks[0])
+    )  # every prompt has seven good answers of the same worths
     assert not {str(t.prompt) for t in tasks} & {str(t.prompt) for t in take(env, "test", 100)}
 
 
