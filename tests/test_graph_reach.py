@@ -33,7 +33,7 @@ def graphs(env: GraphReach, n: int) -> list[Graph]:
     return list(itertools.islice(env.graphs("train"), n))
 
 
-def reached(edges: Sequence[tuple[Any, Any]], root: Any) -> dict[Any, int]:
+def reached(edges: Sequence[tuple[Any, ...]], root: Any) -> dict[Any, int]:
     """Distances from the root, by spreading until nothing changes."""
     found = {root: 0}
     for step in range(1, 40):
