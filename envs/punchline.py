@@ -17,7 +17,10 @@ from __future__ import annotations
 
 import itertools
 import math
+from bisect import bisect
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import lru_cache
 from typing import ClassVar
 
 import numpy as np
@@ -79,18 +82,13 @@ class Punchline(SingleTurnEnv):
         """The gold score of the last two words; 0 for anything that is not a noun and a closer. Not exact: it stands in for people."""
         said = text.split()[-2:]
         known = len(said) == 2 and said[0] in NOUNS and said[1] in CLOSERS
-        pivots = task.meta["pivots"]
-        link = LINK[pivots.index(said[0])] if known and said[0] in pivots else 0.0
-        style = _style(*said) if known else 0.0
+        link, style = _parts(task.meta["pivots"], *said) if known else (0.0, 0.0)
         value = link * style
         return Grade(value, {"link": link, "style": style}, exact=False, passed=value >= self.good)
 
     def distribution(self, task: Task) -> dict[str, float]:
         """p(y | x) of the data set: every answer in it with its probability."""
-        gold = {f"{p} {c}": self.grade(task, f"{p} {c}").value for p in task.meta["pivots"] for c in CLOSERS}
-        weight = {answer: math.exp(value / self.tau) for answer, value in gold.items() if value >= self.good}
-        total = sum(weight.values())
-        return {answer: w / total for answer, w in weight.items()}
+        return dict(_distribution(tuple(task.meta["pivots"]), self.tau, self.good))
 
     def entropy(self, task: Task) -> float:
         """Nats: the least -E log p(y* | x) of any model."""
@@ -98,9 +96,12 @@ class Punchline(SingleTurnEnv):
 
     def good_answers(self, task: Task, n: int, seed: int) -> list[str]:
         """n draws from `distribution`, such as n people might have written."""
+        return self._drawn(task, np.random.default_rng([seed, 0x600D]).random(n).tolist())
+
+    def _drawn(self, task: Task, luck: Sequence[float]) -> list[str]:
         shares = self.distribution(task)
-        drawn = np.random.default_rng([seed, 0x600D]).choice(len(shares), size=n, p=list(shares.values()))
-        return [list(shares)[i] for i in drawn]
+        answers, sums = list(shares), list(itertools.accumulate(shares.values()))
+        return [answers[min(bisect(sums, u), len(answers) - 1)] for u in luck]
 
     def references(self, split: str, tasks: int) -> dict[str, float]:
         """The entropy of the data set's answers (nats), and the gold score they have on average."""
@@ -120,9 +121,9 @@ class Punchline(SingleTurnEnv):
             for a, b in itertools.pairwise(chain):
                 leads_to[a] = b
         # nothing but the topics may tell the meeting: other words meet too, and the tail leads back to somewhere
+        places = rng.integers(1, len(NOUNS), size=len(NOUNS)).tolist()
         for loose in [tail[-1], *rest]:
-            others = [i for i in range(len(NOUNS)) if i != loose]
-            leads_to[loose] = int(rng.choice(others))
+            leads_to[loose] = (loose + places[loose]) % len(NOUNS)
         return leads_to, (one[0], other[0])
 
     def _task(self, name: str, leads_to: Sequence[int], topics: tuple[int, int], rng: np.random.Generator) -> Task:
@@ -136,15 +137,24 @@ class Punchline(SingleTurnEnv):
             pivots.append(leads_to[pivots[-1]])
         steps = tuple(f"{NOUNS[a]} {NOUNS[b]}" for a, b in zip(*trains, strict=True))[1:]
         prompt = " ".join([*(NOUNS[i] for i in leads_to), ":", NOUNS[topics[0]], "meets", NOUNS[topics[1]]])
-        meta = {"pivots": [NOUNS[i] for i in pivots], "key": len(steps)}
-        bare = Task(name, prompt, None, steps, meta)
-        answer = self.good_answers(bare, 1, int(rng.integers(2**31)))[0]
-        return Task(name, prompt, answer, steps, meta)
+        meta = {"pivots": [NOUNS[i] for i in pivots], "hops": len(steps)}
+        task = Task(name, prompt, None, steps, meta)
+        return replace(task, answer=self._drawn(task, [float(rng.random())])[0])
 
 
-def _style(pivot: str, closer: str) -> float:
+def _parts(pivots: Sequence[str], noun: str, closer: str) -> tuple[float, float]:
+    """(worth of the link, worth of the rhyme)"""
+    link = LINK[pivots.index(noun)] if noun in pivots else 0.0
     place = CLOSERS.index(closer)
-    return RHYME[place % FAMILY] if place // FAMILY == NOUNS.index(pivot) // FAMILY else NO_RHYME
+    return link, RHYME[place % FAMILY] if place // FAMILY == NOUNS.index(noun) // FAMILY else NO_RHYME
+
+
+@lru_cache(maxsize=4096)
+def _distribution(pivots: tuple[str, ...], tau: float, good: float) -> dict[str, float]:
+    gold = {f"{noun} {closer}": math.prod(_parts(pivots, noun, closer)) for noun in pivots for closer in CLOSERS}
+    weight = {answer: math.exp(value / tau) for answer, value in gold.items() if value >= good}
+    total = sum(weight.values())
+    return {answer: w / total for answer, w in weight.items()}
 
 
 def _held_out(leads_to: Sequence[int], topics: Sequence[int]) -> bool:
