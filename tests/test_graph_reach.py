@@ -153,3 +153,21 @@ def test_the_published_rows_share_the_words() -> None:
     floors = env.references("prosqa", 300)
     assert floors["more ancestors"] == pytest.approx(0.70, abs=0.01)
     assert floors["lower in-degree"] == pytest.approx(0.67, abs=0.01)
+
+
+def test_a_runs_result_stands_beside_the_floors() -> None:
+    from posterior.afterwards import _references
+    from posterior.config import RunConfig
+
+    config = RunConfig.model_validate(
+        {
+            "env": {"name": "graph_reach", "args": {**SMALL, "hops": {"1": 0.2, "2": 0.4, "3": 0.4}}},
+            "eval": {"splits": ["hops2", "test"], "tasks": 50},
+        }
+    )
+    found = _references(config)
+    assert set(found) == {"hops2", "test"}
+    assert found["hops2"] == GraphReach(**SMALL).references("hops2", 50)
+    config.env.name, config.env.args = "pointer_chase", {}
+    config.eval.splits = ["test"]
+    assert _references(config) == {}
