@@ -6,7 +6,7 @@ The model of tune_configs/neuralese_inexact.yaml (GPT-2, 2 layers, width 64), tr
 takes more steps, by the ratio of positions, so that its FLOPs are those of neuralese; of the data it then sees a little more.
 Held out, over the same 512 prompts: log p(y*|x) per answer, without its end, beside minus the entropy of y* (no model can do better on
 average), and the hidden gold score of one sampled answer per prompt. Means and 95 % intervals (Student's t) over seeds; differences are
-paired by seed. --folder keeps each seed's figures, and a second call continues with the seeds that are missing.
+paired by seed. --folder keeps the figures of every training, and a second call does only those that are missing.
 """
 
 from __future__ import annotations
@@ -136,16 +136,22 @@ def _batch(traces: Sequence[Trace]) -> Any:
     return collate(traces, [trace.view() for trace in traces])
 
 
-def one_seed(seed: int, steps: int, batch: int, tasks: Sequence[Task]) -> dict[str, dict[str, float]]:
-    out: dict[str, dict[str, float]] = {}
-    for way, (_, latents) in WAYS.items():
-        with tempfile.TemporaryDirectory(prefix="posterior-bench-") as name:
-            learner = Learner(way, seed, Path(name))
-            more = 1.0 if latents else (POSITIONS + LATENTS) / POSITIONS
-            seconds = learner.train(round(more * steps), batch)
-            out[way] = {**learner.judge(tasks), "cpu_seconds": seconds}
-        print(f"seed {seed} {way}: {json.dumps(out[way])}", file=sys.stderr, flush=True)
-    return out
+def figures(way: str, seed: int, steps: int, batch: int, tasks: Sequence[Task], folder: str | None) -> dict[str, float]:
+    """Train and judge, or read what an earlier call has written."""
+    file = folder and Path(folder) / f"{way}-seed{seed}-steps{steps}-batch{batch}.json"
+    if file and file.exists():
+        return dict(json.loads(file.read_text()))
+    latents = WAYS[way][1]
+    with tempfile.TemporaryDirectory(prefix="posterior-bench-") as name:
+        learner = Learner(way, seed, Path(name))
+        more = 1.0 if latents else (POSITIONS + LATENTS) / POSITIONS
+        seconds = learner.train(round(more * steps), batch)
+        found = {**learner.judge(tasks), "cpu_seconds": seconds}
+    print(f"{way}, seed {seed}: {json.dumps(found)}", file=sys.stderr, flush=True)
+    if file:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(found))
+    return found
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:
@@ -160,23 +166,14 @@ def run(args: argparse.Namespace) -> list[Measure]:
     seeds, steps, batch = (2, 4, 16) if args.quick else (args.seeds, args.steps, args.batch)
     env = Punchline()
     tasks = list(itertools.islice(env.tasks("test"), 32 if args.quick else 512))
-    found = []
-    for seed in range(seeds):
-        file = args.folder and Path(args.folder) / f"seed{seed}-steps{steps}-batch{batch}.json"
-        if file and file.exists():
-            found.append(json.loads(file.read_text()))
-            continue
-        found.append(one_seed(seed, steps, batch, tasks))
-        if file:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(json.dumps(found[-1]))
+    found = [{way: figures(way, seed, steps, batch, tasks, args.folder) for way in WAYS} for seed in range(seeds)]
     known = env.references("test", len(tasks))
     out = [
         Measure("least_loss", -known["entropy"], "nats an answer"),
         Measure("gold_of_data", known["gold of the data"]),
     ]
-    for way, figures in found[0].items():
-        for name in figures:
+    for way, first in found[0].items():
+        for name in first:
             mean, low, high = interval([seed[way][name] for seed in found])
             out += [
                 Measure(f"{way}_{name}", mean),
@@ -195,7 +192,7 @@ def run(args: argparse.Namespace) -> list[Measure]:
 OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("--seeds", {"type": int, "default": 5}),
     ("--steps", {"type": int, "default": 1500}),
-    ("--batch", {"type": int, "default": 256}),
+    ("--batch", {"type": int, "default": 128}),
     ("--folder", {"default": None}),
 )
 
