@@ -2,11 +2,12 @@
 
     python -m benchmarks.inexact --json [--quick] [--seeds 5] [--steps 1500] [--folder DIR]
 
-The model of tune_configs/neuralese_inexact.yaml (GPT-2, 2 layers, width 64), trained on the same stream of prompts and good answers. SFT
-takes more steps, by the ratio of positions, so that its FLOPs are those of neuralese; of the data it then sees a little more.
-Held out, over the same 512 prompts: log p(y*|x) per answer, without its end, beside minus the entropy of y* (no model can do better on
-average), and the hidden gold score of one sampled answer per prompt. Means and 95 % intervals (Student's t) over seeds; differences are
-paired by seed. --folder keeps the figures of every training, and a second call does only those that are missing.
+The model of tune_configs/neuralese_inexact.yaml (GPT-2, 2 layers, width 64), trained on the same stream of prompts
+and good answers. SFT takes more steps, by the ratio of positions, so that its FLOPs are those of neuralese; of the
+data it then sees a little more. Held out, over the same 512 prompts: log p(y*|x) per answer, without its end, beside
+minus the entropy of y* (no model can do better on average), and the hidden gold score of one sampled answer per
+prompt. Means and 95 % intervals (Student's t) over seeds; differences are paired by seed. --folder keeps the figures
+of every training, and a second call does only those that are missing.
 """
 
 from __future__ import annotations

@@ -1,10 +1,12 @@
-"""Which of two nodes can be reached? A generator in the manner of ProsQA (Hao et al. 2024), as words or as bare symbols.
+"""Which of two nodes can be reached? A generator in the manner of ProsQA (Hao et al. 2024), as words or as bare
+symbols.
 
     0 3 ; 3 7 ; 5 9 ? 7 9 from 0 ->          7: edges, two candidates, the root
 
-A graph (`envs.graphs`) grows from two roots; a leaf below each is offered, and the one below the asked root is the answer. The default
-sizes follow the published files: 22.8 nodes and about 36 edges on average, 3 to 6 hops with shares .40, .43, .14, .02.
-`prosqa: FILE` adds a split of the published rows in the same words, so that what is trained on the generator is judged on them.
+A graph (`envs.graphs`) grows from two roots; a leaf below each is offered, and the one below the asked root is the
+answer. The default sizes follow the published files: 22.8 nodes and about 36 edges on average, 3 to 6 hops with
+shares .40, .43, .14, .02. `prosqa: FILE` adds a split of the published rows in the same words, so that what is
+trained on the generator is judged on them.
 """
 
 from __future__ import annotations
@@ -38,10 +40,10 @@ STYLES = ("symbols", "prosqa", "spaced")
 class GraphReach(SingleTurnEnv):
     """nodes: least and most nodes of a graph. hops: shares of path lengths (by default those published for ProsQA).
 
-    style: "symbols" (see the module), "prosqa" (sentences about lempuses, for models that know English), or "spaced" (the same with
-    punctuation as words of its own, for word-level models).
-    parents: mean of the Poisson number of parents of a node. balanced: both candidates lie equally far from their roots, so that
-    shortcuts are worth less. prosqa: a file of ProsQA's rows to be judged on.
+    style: "symbols" (see the module), "prosqa" (sentences about lempuses, for models that know English), or "spaced"
+    (the same with punctuation as words of its own, for word-level models). parents: mean of the Poisson number of
+    parents of a node. balanced: both candidates lie equally far from their roots, so that shortcuts are worth less.
+    prosqa: a file of ProsQA's rows to be judged on.
 
     Splits: "train" and "test" (endless), "hops3" .. for one length of the path each, and with a file "prosqa".
     """

@@ -1,9 +1,9 @@
-"""Directed graphs with two roots and two candidate leaves: how they grow, how they are read from ProsQA's files, and what their shapes
-give away.
+"""Directed graphs with two roots and two candidate leaves: how they grow, how they are read from ProsQA's files, and
+what their shapes give away.
 
-The growth follows the description in Coconut's appendix (Hao et al. 2024): node by node, each new node draws its parents from the
-descendants of one root, of the other, or from all, deep nodes being likelier. The constants are fitted to the 300 published
-validation rows (`tests/test_graph_reach.py` compares them).
+The growth is in the manner of ProsQA (appendix of Hao et al. 2024): node by node, each new node draws its
+parents from the descendants of one root, of the other, or from all, deep nodes being likelier. The constants are
+fitted to the 300 published validation rows (`tests/test_graph_reach.py` compares them).
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from pathlib import Path
 import numpy as np
 
 SIDES = (0.36, 0.46)
-"""Shares of nodes whose parents descend from the first root only, from the second only; the others draw from all nodes."""
+"""Shares of nodes whose parents descend from the first root only, from the second only; the others draw from all
+nodes."""
 NEW_ROOT = 0.035
 """Share of nodes that begin without parents."""
 FAR = 1 << 20
@@ -31,7 +32,8 @@ DEEPER = 0.6
 
 @dataclass(frozen=True)
 class Graph:
-    """edges: (from, to) in the order shown. root: asked from. target: reachable from it; other: not. path: from the root to the target.
+    """edges: (from, to) in the order shown. root: asked from. target: reachable from it; other: not. path: from the
+    root to the target.
 
     names: of the nodes, where the graph comes from a file.
     """
@@ -50,7 +52,8 @@ class Graph:
 
 
 class Grower:
-    """Grows graphs with a seeded generator. parents: mean of the Poisson number of parents, of which 0 is drawn again."""
+    """Grows graphs with a seeded generator. parents: mean of the Poisson number of parents, of which 0 is drawn
+    again."""
 
     def __init__(self, parents: float, rng: np.random.Generator) -> None:
         self.rng = rng
@@ -59,7 +62,8 @@ class Grower:
         self._luck: list[float] = []
 
     def grow(self, nodes: int, hops: int, balanced: bool) -> Graph | None:
-        """A graph from two roots (nodes 0 and 1) whose answer is `hops` away from the asked root, or None if it offers no such pair.
+        """A graph from two roots (nodes 0 and 1) whose answer is `hops` away from the asked root, or None if it
+        offers no such pair.
 
         balanced: the other candidate is as far from its own root, so that depth tells nothing.
         """
@@ -79,7 +83,8 @@ class Grower:
         return _renumbered(edges, root, target, other, self.rng)
 
     def _edges(self, nodes: int, deeper: float) -> tuple[list[tuple[int, int]], list[int], list[tuple[int, int]]]:
-        """(edges, for every node which roots it descends from: bit 0 for node 0, bit 1 for node 1, and how far it is from each)"""
+        """(edges, for every node which roots it descends from: bit 0 for node 0, bit 1 for node 1, and how far it is
+        from each)"""
         draw = self._luck.pop
         belongs, far, depth, weight = [1, 2], [(0, FAR), (FAR, 0)], [0, 0], [1.0, 1.0]
         edges: list[tuple[int, int]] = []
@@ -140,9 +145,11 @@ def shortest(edges: Sequence[tuple[int, int]], root: int, target: int) -> tuple[
 
 @lru_cache(maxsize=8)
 def read_prosqa(path: str) -> tuple[Graph, ...]:
-    """The graphs of a ProsQA file (a .json list of rows with edges, root, target, neg_target, idx_to_symbol), their edges shuffled.
+    """The graphs of a ProsQA file (a .json list of rows with edges, root, target, neg_target, idx_to_symbol), their
+    edges shuffled.
 
-    The files list edges in the order of growth, which gives depths away; the questions do not. Raises ValueError naming the row.
+    The files list edges in the order of growth, which gives depths away; the questions do not. Raises ValueError
+    naming the row.
     """
     file = Path(path).expanduser()
     if not file.is_file():
@@ -157,7 +164,7 @@ def read_prosqa(path: str) -> tuple[Graph, ...]:
             way = shortest(edges, root, target)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
-                f"{path}, row {number}: expected edges, root, target, neg_target and idx_to_symbol as in ProsQA ({error!r})"
+                f"{path}, row {number}: expected edges, root, target, neg_target and idx_to_symbol ({error!r})"
             ) from None
         graphs.append(Graph(len(names), tuple(edges[i] for i in order), root, target, other, way, names))
     return tuple(graphs)
@@ -185,7 +192,8 @@ def in_degree(graph: Graph, node: int) -> int:
 def shortcut_floors(graphs: Iterable[Graph]) -> dict[str, float]:
     """Accuracy of rules that look at the two candidates and never at the root; ties count half.
 
-    "more ancestors", "lower in-degree", and "either": ancestors first, in-degree where they tie. A figure near these shows no search.
+    "more ancestors", "lower in-degree", and "either": ancestors first, in-degree where they tie. A figure near these
+    shows no search.
     """
     points = []
     for graph in graphs:

@@ -3,9 +3,10 @@
     21345 23451 from 3 ->            the image of symbol 3: 21345 keeps it, 23451 makes it 4
     21345 23451 product ->           the whole permutation: 32451 (1 goes to 2 and on to 3, ...)
 
-A permutation is written as one word, the images of 1, 2, ... in order; they are applied from left to right. For five symbols and more
-the problem is complete for NC1 (Barrington 1989): no circuit of constant depth solves all lengths, so a model of fixed depth
-that answers at once must fail from some length on, while one running product a step, written (`Task.steps`) or latent, suffices.
+A permutation is written as one word, the images of 1, 2, ... in order; they are applied from left to right. For five
+symbols and more the problem is complete for NC1 (Barrington 1989): no circuit of constant depth solves all lengths,
+so a model of fixed depth that answers at once must fail from some length on, while one running product a step,
+written (`Task.steps`) or latent, suffices.
 """
 
 from __future__ import annotations
@@ -24,12 +25,13 @@ FEW = 600
 
 
 class Permutations(SingleTurnEnv):
-    """symbols: 2 to 6. lengths: fewest and most permutations in a row. generators: "all" permutations, or "two" that make them all (the
-    swap of the first two symbols and the cycle). asked: "product" or "image" of one symbol. ramp: training begins with the
-    shortest rows, and with every so many tasks one more permutation may come; 0 asks all lengths from the start.
+    """symbols: 2 to 6. lengths: fewest and most permutations in a row. generators: "all" permutations, or "two" that
+    make them all (the swap of the first two symbols and the cycle). asked: "product" or "image" of one symbol. ramp:
+    training begins with the shortest rows, and with every so many tasks one more permutation may come; 0 asks all
+    lengths from the start.
 
-    Splits: "train" (endless, all lengths alike), "test" (the same), and "length2" .. for one length each. Of all rows (with
-    their symbol) one in sixteen is test's, another one the lengths'; neither is ever trained on.
+    Splits: "train" (endless, all lengths alike), "test" (the same), and "length2" .. for one length each. Of all rows
+    (with their symbol) one in sixteen is test's, another one the lengths'; neither is ever trained on.
     """
 
     description: ClassVar[str] = "compose a row of permutations (word problem of S5; serial, exact)"
@@ -128,7 +130,8 @@ def word(permutation: Sequence[int]) -> str:
 
 
 def _owner(row: Sequence[int], start: int) -> str:
-    """Which splits a row may appear in, by a hash that does not change: one in sixteen each for test and for the lengths."""
+    """Which splits a row may appear in, by a hash that does not change: one in sixteen each for test and for the
+    lengths."""
     value = start + 1
     for i in row:
         value = (value * 1_000_003 + i + 1) % 2_147_483_647

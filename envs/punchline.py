@@ -1,16 +1,17 @@
-"""Punchlines: an inexactly graded task in the manner of a joke, with many good answers of different quality and a score known only to
-the evaluator.
+"""Punchlines: an inexactly graded task in the manner of a joke, with many good answers of different quality and a
+score known only to the evaluator.
 
     cat hat bat lake ... ring moon : moon meets king ->          cake shake
     what each of twelve words makes one think of, in a fixed order; the topics; a punchline (a pivot and a closer)
 
-A punchline is good when its first word is where the trains of thought of both topics meet: both are followed for one to three
-associations until they share a word. That word is worth most, those that follow it less and less. Its second word should rhyme with the
-first; a rare rhyme is worth more than a common one. Nobody writes the best punchline only: the data set's answers are drawn from
-p(y | x) ~ exp(gold / tau) over all answers that are good enough, so several answers to one prompt are legitimate.
+A punchline is good when its first word is where the trains of thought of both topics meet: both are followed for one
+to three associations until they share a word. That word is worth most, those that follow it less and less. Its second
+word should rhyme with the first; a rare rhyme is worth more than a common one. Nobody writes the best punchline only:
+the data set's answers are drawn from p(y | x) ~ exp(gold / tau) over all answers that are good enough, so several
+answers to one prompt are legitimate.
 
-The gold score is for evaluation (`grade`); what learns from given answers never sees it. All 144 answers to a prompt can be listed, so
-`distribution` is exact, and its entropy is the least loss per answer that any model can reach.
+The gold score is for evaluation (`grade`); what learns from given answers never sees it. All 144 answers to a prompt
+can be listed, so `distribution` is exact, and its entropy is the least loss per answer that any model can reach.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ CLOSERS = (
     *("swing", "sting", "awakening"),
     *("soon", "baboon", "macaroon"),
 )
-"""Of each family of rhymes a common, a rarer and a rare word; nouns and closers of one family stand at the same place of their lists."""
+"""Of each family of rhymes a common, a rarer and a rare word; nouns and closers of one family stand at the same place
+of their lists."""
 FAMILY = 3
 LINK = (1.0, 0.7, 0.4)
 """Worth of the word where the topics meet, and of the two that follow it."""
@@ -45,8 +47,8 @@ SPLITS = ("train", "test")
 
 
 class Punchline(SingleTurnEnv):
-    """hops: the most associations between a topic and the word where they meet (1 to 3). tau: how much the data set prefers the best
-    answers. good: the least gold score of an answer in the data set, and of a solved task.
+    """hops: the most associations between a topic and the word where they meet (1 to 3). tau: how much the data set
+    prefers the best answers. good: the least gold score of an answer in the data set, and of a solved task.
 
     Splits: "train" and "test" (endless); no prompt of one is in the other.
     """
@@ -56,7 +58,7 @@ class Punchline(SingleTurnEnv):
     def __init__(self, hops: int = 3, tau: float = 0.15, good: float = 0.4) -> None:
         if not 1 <= hops <= 3 or tau <= 0 or not 0 < good <= 0.6:
             raise ValueError(
-                f"punchline needs hops of 1 to 3, tau above 0 and good above 0 and at most 0.6, not {hops}, {tau} and {good}"
+                f"punchline needs hops of 1 to 3, tau above 0 and 0 < good <= 0.6, not {hops}, {tau} and {good}"
             )
         self.hops, self.tau, self.good = hops, tau, good
 
@@ -79,7 +81,8 @@ class Punchline(SingleTurnEnv):
                 serial += 1
 
     def grade(self, task: Task, text: str) -> Grade:
-        """The gold score of the last two words; 0 for anything that is not a noun and a closer. Not exact: it stands in for people."""
+        """The gold score of the last two words; 0 for anything that is not a noun and a closer. Not exact: it stands
+        in for people."""
         said = text.split()[-2:]
         known = len(said) == 2 and said[0] in NOUNS and said[1] in CLOSERS
         link, style = _parts(task.meta["pivots"], *said) if known else (0.0, 0.0)
@@ -110,7 +113,8 @@ class Punchline(SingleTurnEnv):
         return {"entropy": sum(map(self.entropy, asked)) / len(asked), "gold of the data": sum(gold) / len(asked)}
 
     def _setup(self, rng: np.random.Generator) -> tuple[list[int], tuple[int, int]]:
-        """(what each noun leads to, the two topics): two chains of `hops` at most that meet, and a tail of two behind the meeting."""
+        """(what each noun leads to, the two topics): two chains of `hops` at most that meet, and a tail of two behind
+        the meeting."""
         order = rng.permutation(len(NOUNS)).tolist()
         near, far = (int(i) for i in rng.integers(1, self.hops + 1, size=2))
         one, other = order[:near], order[near : near + far]

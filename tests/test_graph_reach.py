@@ -1,4 +1,5 @@
-"""Graphs in the manner of ProsQA: answers by search, the published statistics, shortcuts, the published rows where they lie here."""
+"""Graphs in the manner of ProsQA: answers by search, the published statistics, shortcuts, the published rows where
+they lie here."""
 
 from __future__ import annotations
 

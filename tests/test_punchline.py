@@ -1,4 +1,5 @@
-"""Punchlines: where the trains of thought meet, by following every word; the gold score; the distribution of good answers."""
+"""Punchlines: where the trains of thought meet, by following every word; the gold score; the distribution of good
+answers."""
 
 from __future__ import annotations
 
