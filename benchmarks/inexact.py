@@ -1,6 +1,6 @@
 """Inexactly graded answers: neuralese-SFT against answer-only SFT on punchlines, and against pause tokens.
 
-    python -m benchmarks.inexact --json [--quick] [--seeds 5] [--steps 1500] [--folder DIR]
+    python -m benchmarks.inexact --json [--quick] [--seeds 5] [--steps 2500] [--folder DIR]
 
 The model of tune_configs/neuralese_inexact.yaml (GPT-2, 2 layers, width 64), trained on the same stream of prompts
 and good answers. SFT takes more steps, by the ratio of positions, so that its FLOPs are those of neuralese; of the
@@ -192,7 +192,7 @@ def run(args: argparse.Namespace) -> list[Measure]:
 
 OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("--seeds", {"type": int, "default": 5}),
-    ("--steps", {"type": int, "default": 1500}),
+    ("--steps", {"type": int, "default": 2500}),
     ("--batch", {"type": int, "default": 128}),
     ("--folder", {"default": None}),
 )
