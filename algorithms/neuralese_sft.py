@@ -12,14 +12,15 @@ replaced by latents and the rest is still written, until nothing is.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt, model_validator
 
 from actors.types import Group
 from algorithms.base import Algorithm, AlgorithmConfig, Context
-from envs.base import Task
+from envs.base import Move, Task
 from models.chat import ChatFormat
 from models.loading import latent_id
 from models.terms import Batch, Forward, Term
@@ -56,6 +57,15 @@ class NeuraleseSFTConfig(AlgorithmConfig):
     """Spread of the log-normal (steps: random)."""
     curriculum: Curriculum | None = None
     """Replace written reasoning by latents stage by stage; null trains on answers alone."""
+    written: bool = False
+    """Write the reasoning before each answer or action, between thinking marks where the vocabulary has them: a token thinker's warm
+    start, for sampling.latents: 0."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> NeuraleseSFTConfig:
+        if self.written and self.curriculum is not None:
+            raise ValueError("written: true keeps all reasoning, curriculum replaces it: give one of the two")
+        return self
 
 
 class NeuraleseSFT(Algorithm):
@@ -70,7 +80,10 @@ class NeuraleseSFT(Algorithm):
         self._tools: tuple[ChatFormat, int] | None = None
 
     def example(self, task: Task, index: int, version: int) -> Trace:
-        """prompt, latents, written steps that are left, answer, end. Raises ValueError naming a task without a good answer."""
+        """prompt, latents, written steps that are left, answer, end; of a task with a walkthrough, all of its turns.
+
+        Raises ValueError naming a task without a good answer.
+        """
         if task.answer is None:
             raise ValueError(
                 f"task {task.id} has no answer: neuralese-SFT learns from good answers, give every training task one"
@@ -80,20 +93,23 @@ class NeuraleseSFT(Algorithm):
         chat, latent = self._tools
         rng = np.random.default_rng([self.context.seed, 0x517, index])
         latents, written = self._plan(task, version, rng)
-        prompt = chat.prompt_ids(task.prompt)
-        text = " ".join([*written, task.answer])
-        target = [*self.context.tokenizer.encode(text, add_special_tokens=False), self.context.tokenizer.eos_token_id]
-        ids = [*prompt.tolist(), *[latent] * latents, *target]
-        kind = np.repeat(
-            np.array([Kind.CONTEXT, Kind.LATENT, Kind.TARGET], np.uint8), [len(prompt), latents, len(target)]
-        )
-        nothing = np.full(len(ids), np.nan, np.float32)
+        moves = task.walkthrough or (Move(task.answer, steps=tuple(written)),)
+        if task.walkthrough and not self.config.written:
+            moves = tuple(replace(move, steps=()) for move in moves)
+        parts = [(chat.prompt_ids(task.prompt), Kind.CONTEXT, 0)]
+        for turn, move in enumerate(moves):
+            if turn:
+                parts.append((chat.turn_ids(moves[turn - 1].observation, True), Kind.CONTEXT, turn))
+            parts.append((np.full(latents, latent, np.int32), Kind.LATENT, turn))
+            parts.append((chat.emission_ids(move.steps, move.action, self.config.written), Kind.TARGET, turn))
+        sizes = [len(ids) for ids, _, _ in parts]
+        nothing = np.full(sum(sizes), np.nan, np.float32)
         return Trace(
-            token=np.array(ids, np.int32),
-            kind=kind,
+            token=np.concatenate([ids for ids, _, _ in parts]),
+            kind=np.repeat([int(kind) for _, kind, _ in parts], sizes),
             logprob=nothing,
-            version=np.full(len(ids), -1, np.int32),
-            turn=np.zeros(len(ids), np.int16),
+            version=np.full(len(nothing), -1, np.int32),
+            turn=np.repeat([turn for _, _, turn in parts], sizes),
             task=task.id,
             group=str(index),
             episode=f"{index}/0",
@@ -114,9 +130,9 @@ class NeuraleseSFT(Algorithm):
     def _plan(self, task: Task, version: int, rng: np.random.Generator) -> tuple[int, Sequence[str]]:
         """(latent steps, written steps that stay)"""
         c, most = self.config, self.context.sampling.latents_for(task)
-        if c.curriculum is None:
-            return (self._draw(most, rng) if c.steps == "random" else most), ()
         steps = task.steps or ()
+        if c.curriculum is None:
+            return (self._draw(most, rng) if c.steps == "random" else most), steps if c.written else ()
         stage = version // c.curriculum.updates_per_stage
         last = len(steps) if c.curriculum.stages is None else min(c.curriculum.stages, len(steps))
         if rng.random() < c.curriculum.mix:
