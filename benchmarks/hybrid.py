@@ -31,6 +31,7 @@ import torch
 from actors.clients import EnvClient, SamplerClient
 from actors.env_worker import EnvWorker
 from actors.latent_sampler import LatentSampler
+from actors.local import Local
 from actors.rollout import Roller, seed_of
 from actors.types import Group, SamplingParams
 from actors.update import OptimiserConfig, Updater
@@ -54,16 +55,6 @@ ROOMS, LENGTH = 8, 128
 METHODS = ("hybrid", "token_cot", "no_thought", "pause")
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}
 """95 % quantile of |t| by the number of values."""
-
-
-class Local:
-    """An actor's object in this process: `.method.remote(...)` is its coroutine, so that the clients of the real actors serve here too."""
-
-    def __init__(self, target: Any) -> None:
-        self._target = target
-
-    def __getattr__(self, name: str) -> Any:
-        return argparse.Namespace(remote=getattr(self._target, name))
 
 
 class Learner:
@@ -120,7 +111,9 @@ class Learner:
         step = 0
         while self.flops["rl"] < budget:
             await sampler.publish(merged_weights(self.model), step)
-            groups = await self.play(roller, list(itertools.islice(tasks, self.args.groups)), 8, self.params, f"t{step}")
+            groups = await self.play(
+                roller, list(itertools.islice(tasks, self.args.groups)), 8, self.params, f"t{step}"
+            )
             metrics = updater.algorithm.credit(groups)
             metrics |= updater.update(groups, step, measure_gap=step == 0)
             self.flops["rl"] += 4 * self.cost([t for g in groups for t in g.traces])
@@ -130,11 +123,15 @@ class Learner:
                 self.curve[0]["gap"] = metrics["gap/max"]
             if step % 10 == 0:
                 recent = np.mean([row["success"] for row in self.curve[-10:]])
-                say(f"{self.method} seed {self.seed}: update {step}, success {recent:.3f}, {self.flops['rl']:.2e} FLOPs")
+                say(
+                    f"{self.method} seed {self.seed}: update {step}, success {recent:.3f}, {self.flops['rl']:.2e} FLOPs"
+                )
 
     async def roller(self, depth: Sequence[int]) -> tuple[Roller, SamplerClient]:
         end = self.tokenizer.eos_token_id
-        sampler = SamplerClient([Local(LatentSampler(str(self.folder), max_length=LENGTH, stop_ids=[end]))], coalesce=True)
+        sampler = SamplerClient(
+            [Local(LatentSampler(str(self.folder), max_length=LENGTH, stop_ids=[end]))], coalesce=True
+        )
         await sampler.publish(merged_weights(self.model), 0)
         envs = EnvClient([Local(EnvWorker("key_door", arguments(depth)))])
         return Roller(sampler, envs, await envs.info(), ChatFormat(self.tokenizer), LENGTH), sampler
@@ -200,7 +197,9 @@ async def part(method: str, seed: int, folder: Path, args: argparse.Namespace) -
         out["causal"] = learner.causal()
     save_role(learner.model, folder, learner.tokenizer)
     out |= {"flops": learner.flops, "curve": learner.curve, "seconds": time.perf_counter() - start}
-    say(f"{method} seed {seed}: {out['final']['greedy/success']:.3f} after {out['seconds']:.0f} s; {out.get('causal', '')}")
+    say(
+        f"{method} seed {seed}: {out['final']['greedy/success']:.3f} after {out['seconds']:.0f} s; {out.get('causal', '')}"
+    )
     return out
 
 
@@ -230,7 +229,9 @@ def run(args: argparse.Namespace) -> list[Measure]:
 
 def measures(parts: dict[tuple[str, int], dict[str, Any]], args: argparse.Namespace) -> list[Measure]:
     out: list[Measure] = []
-    say(f"{'method':<11} {'warm start':>10}  {'success, greedy':<22} {'sampled':<22} {'actions':>8} {'a turn':>7} {'FLOPs':>9}")
+    say(
+        f"{'method':<11} {'warm start':>10}  {'success, greedy':<22} {'sampled':<22} {'actions':>8} {'a turn':>7} {'FLOPs':>9}"
+    )
     for method in args.methods:
         mine = [parts[method, seed] for seed in args.seeds]
         final = {key: [p["final"][key] for p in mine] for key in mine[0]["final"]}

@@ -37,9 +37,7 @@ class KeyDoor(Env):
 
     description: ClassVar[str] = "find the key, then the locked door, on a map of one-way corridors (multi-turn, exact)"
 
-    def __init__(
-        self, rooms: int = 8, depth: Sequence[int] = (3, 3), slack: int = 0, key_reward: float = 0.0
-    ) -> None:
+    def __init__(self, rooms: int = 8, depth: Sequence[int] = (3, 3), slack: int = 0, key_reward: float = 0.0) -> None:
         least, most = (int(d) for d in depth)
         if not 3 <= rooms <= 26 or not 1 <= least <= most or most + 1 > rooms or slack < 0:
             raise ValueError(

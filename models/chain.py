@@ -260,8 +260,9 @@ class _Run(torch.autograd.Function):
             for now in reversed(chain.plan.passes):
                 one = kept.pop()
                 d_out = d_hidden[now.start : now.start + now.size]
-                if isinstance(now, TokenPass):
+                if isinstance(now, TokenPass) or now.step == now.steps - 1:
                     chain.reader.cache.settle()
+                if isinstance(now, TokenPass):
                     end -= now.size
                     d_embeds[end : end + now.size] = one.back(d_out, others, sums)
                     continue
