@@ -121,8 +121,8 @@ class Learner:
             self.curve.append({"flops": self.flops["rl"], "success": metrics["pass_rate"]})
             if step == 1:
                 self.curve[0]["gap"] = metrics["gap/max"]
-            if step % 10 == 0:
-                recent = np.mean([row["success"] for row in self.curve[-10:]])
+            if step % 5 == 0:
+                recent = np.mean([row["success"] for row in self.curve[-5:]])
                 say(
                     f"{self.method} seed {self.seed}: update {step}, success {recent:.3f}, {self.flops['rl']:.2e} FLOPs"
                 )
@@ -215,7 +215,7 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
 def run(args: argparse.Namespace) -> list[Measure]:
     if args.quick:
         args.seeds, args.methods, args.tasks, args.groups = [0, 1], ["hybrid", "token_cot"], 20, 4
-        args.warm, args.flops = args.warm / 200, args.flops / 100
+        args.warm, args.flops = args.warm / 50, args.flops / 50
     parts: dict[tuple[str, int], dict[str, Any]] = {}
     with tempfile.TemporaryDirectory(prefix="posterior-bench-") as name:
         for seed, method in itertools.product(args.seeds, args.methods):
@@ -266,14 +266,14 @@ OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("--seeds", {"nargs": "+", "type": int, "default": [0, 1, 2]}),
     ("--methods", {"nargs": "+", "default": list(METHODS), "choices": METHODS}),
     ("--keep", {"default": None, "metavar": "DIR"}),
-    ("--latents", {"type": int, "default": 3, "help": "latent steps before a move"}),
+    ("--latents", {"type": int, "default": 2, "help": "latent steps before a move"}),
     ("--width", {"type": int, "default": 64}),
     ("--easy", {"nargs": 2, "type": int, "default": [1, 2], "help": "corridors to key and door in the walkthroughs"}),
     ("--hard", {"nargs": 2, "type": int, "default": [2, 3], "help": "corridors in the worlds played"}),
-    ("--warm", {"type": float, "default": 1.5e12, "help": "FLOPs of the warm start"}),
-    ("--warm-lr", {"type": float, "default": 1e-3}),
-    ("--flops", {"type": float, "default": 6e11, "help": "FLOPs of learning from reward"}),
-    ("--lr", {"type": float, "default": 5e-4}),
+    ("--warm", {"type": float, "default": 1.6e11, "help": "FLOPs of the warm start"}),
+    ("--warm-lr", {"type": float, "default": 3e-3}),
+    ("--flops", {"type": float, "default": 2e11, "help": "FLOPs of learning from reward"}),
+    ("--lr", {"type": float, "default": 1e-3}),
     ("--groups", {"type": int, "default": 16, "help": "worlds an update, of 8 episodes each"}),
     ("--tasks", {"type": int, "default": 300, "help": "held-out worlds"}),
 )

@@ -213,7 +213,8 @@ def episodes(rows: list[list[tuple[int, int]]]) -> tuple[np.ndarray, np.ndarray,
 
 def turn_by_turn(lm: Any, thinker: Thinker, token: np.ndarray, kind: np.ndarray, turn: np.ndarray) -> Tensor:
     """[T, D] hidden states, position by position; at a new turn all that was there before becomes a constant."""
-    cache, out = DynamicCache(config=lm.config), []
+    cache: Any = DynamicCache(config=lm.config)
+    out: list[Tensor] = []
     for t in range(len(token)):
         if t and turn[t] != turn[t - 1]:
             for layer in cache.layers:
@@ -266,7 +267,7 @@ def test_a_later_turn_teaches_an_earlier_one_unless_cut(tmp_path: Path, grad: st
     path = folder(tmp_path, KeyDoor().words())
     task = next(iter(KeyDoor().tasks("train")))
     trace = agent(path).example(task, 0, 0)
-    model = load_role(path, grad=grad)
+    model: Any = load_role(path, grad=grad)
     batch = collate([trace], [trace.view()])
     last = int(trace.turn.max())
     asked = torch.from_numpy((trace.kind == Kind.TARGET) & (trace.turn == last))[None]
