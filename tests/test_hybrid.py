@@ -37,6 +37,9 @@ from models.loading import latent_id, load_role, load_tokenizer
 from models.packing import enable
 from models.scratch import write_model
 from models.trace import Kind, Trace
+from posterior.config import RunConfig
+from posterior.config_load import ConfigError
+from posterior.prepare import model_path
 
 END = 1
 
@@ -96,7 +99,7 @@ def test_ratios_are_1_at_equal_parameters(tmp_path: Path) -> None:
 # ---- the gradient by enumeration -----------------------------------------------------------------------------------------------
 
 
-REWARD = np.array([0.0, 1.0, -0.5, 0.3, 2.0, -1.0])
+REWARD = np.array([0.0, 1.0, -0.5, 0.3, 2.0])
 """Of each token of the bandit's vocabulary."""
 
 
@@ -106,7 +109,7 @@ def expected_reward(path: str) -> tuple[Tensor, dict[tuple[int, int], Tensor], t
     lm: Any = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64)
     thinker = load_thinker(path, lm).double()
     cache = DynamicCache(config=lm.config)
-    h = lm.base_model(input_ids=torch.tensor([[4, 5, 4]]), past_key_values=cache, use_cache=True).last_hidden_state[
+    h = lm.base_model(input_ids=torch.tensor([[4, 1, 4]]), past_key_values=cache, use_cache=True).last_hidden_state[
         :, -1
     ]
     p: dict[tuple[int, int], Tensor] = {}
@@ -125,7 +128,7 @@ def expected_reward(path: str) -> tuple[Tensor, dict[tuple[int, int], Tensor], t
 def bandit_trace(latents: int, token: int, name: str) -> Trace:
     n = 3 + latents + 1
     trace = Trace(
-        token=np.array([4, 5, 4, *[3] * latents, token]),
+        token=np.array([4, 1, 4, *[3] * latents, token]),
         kind=np.array([C] * 3 + [L] * latents + [int(Kind.ACTION)]),
         logprob=np.full(n, np.nan),
         version=np.zeros(n),
@@ -146,7 +149,7 @@ def named(modules: torch.nn.Module) -> dict[str, Tensor]:
 
 def test_the_expected_gradient_is_that_of_the_expected_reward(tmp_path: Path) -> None:
     """All pairs of outcomes of a bandit through credit, terms and the learner's own backward pass, weighted by their probabilities."""
-    path = folder(tmp_path, ["a", "b"], stop=True, expected_steps=2)
+    path = folder(tmp_path, ["a"], stop=True, expected_steps=2)
     expected, p, modules = expected_reward(path)
     assert sum(float(x.detach()) for x in p.values()) == pytest.approx(1, abs=1e-12)
     expected.backward()
@@ -179,7 +182,7 @@ def test_the_expected_gradient_is_that_of_the_expected_reward(tmp_path: Path) ->
     for name, value in wanted.items():
         assert torch.allclose(found[name], value, rtol=1e-5, atol=1e-6), name
     # a part of it flows through the thinking
-    i, j = outcomes.index((2, 1)), outcomes.index((2, 5))
+    i, j = outcomes.index((2, 1)), outcomes.index((2, 4))
     whole = gradient(i, j)
     model.grad = Gradient.parse("detached")
     cut = gradient(i, j)
@@ -283,7 +286,7 @@ def test_a_later_turn_teaches_an_earlier_one_unless_cut(tmp_path: Path, grad: st
 
 def test_only_decisions_are_counted(tmp_path: Path) -> None:
     path = folder(tmp_path, ["a", "b"], stop=True)
-    traces = [bandit_trace(2, 4, "0"), bandit_trace(1, 5, "1")]
+    traces = [bandit_trace(2, 4, "0"), bandit_trace(1, 1, "1")]
     algorithm = agent(path, preset="rloo")
     metrics = algorithm.credit([Group(Task("t", "x"), traces)])
     assert metrics["actions/mean"] == 2  # stop or go, and the token
@@ -297,6 +300,17 @@ def test_a_token_thinker_is_refused(tmp_path: Path) -> None:
     path = write_model(tmp_path / "m", ["a", "b"], width=16, heads=2)
     with pytest.raises(ValueError, match=r"has no thinker; set model\.thinker"):
         agent(str(path))
+
+
+def test_another_kind_of_thinker_than_the_folders_own_is_refused(tmp_path: Path) -> None:
+    """Or the pause control of a warm-started agent would be the agent itself."""
+    path = folder(tmp_path, ["a", "b"])
+    config = RunConfig.model_validate({"model": {"path": path, "thinker": {"kind": "gated"}}})
+    assert model_path(config) == path
+    assert config.model.thinker is not None
+    config.model.thinker.kind = "pause"
+    with pytest.raises(ConfigError, match="of kind gated, and model"):
+        model_path(config)
 
 
 def test_warm_starts_read_as_episodes_do(tmp_path: Path) -> None:
