@@ -164,30 +164,27 @@ def test_the_expected_gradient_is_that_of_the_expected_reward(tmp_path: Path) ->
     for outcome, score in zip(outcomes, scores, strict=True):
         assert np.nansum(score) == pytest.approx(float(p[outcome].detach().log()), abs=1e-5)
 
-    def gradient(i: int, j: int) -> dict[str, Tensor]:
-        pair = [bandit_trace(*outcomes[i], "0"), bandit_trace(*outcomes[j], "1")]
-        for trace, score in zip(pair, (scores[i], scores[j]), strict=True):
-            trace.logprob[:] = score
-        groups = [Group(Task("t", "x"), pair)]
+    def gradient() -> dict[str, Tensor]:
+        """Every pair as a group, its rewards scaled by its probability: the expectation in one batch."""
+        groups = []
+        for i, j in itertools.combinations(range(len(outcomes)), 2):  # equal outcomes teach nothing
+            pair = [bandit_trace(*outcomes[i], f"{i}/{j}/0"), bandit_trace(*outcomes[j], f"{i}/{j}/1")]
+            for trace, score in zip(pair, (scores[i], scores[j]), strict=True):
+                trace.logprob[:] = score
+                trace.reward *= 2 * float(p[outcomes[i]].detach() * p[outcomes[j]].detach())
+            groups.append(Group(Task("t", "x"), pair))
         algorithm.credit(groups)
-        return updater.gradients("policy", groups)
+        return {name: -len(groups) * g for name, g in updater.gradients("policy", groups).items()}
 
-    found = {name: torch.zeros_like(g) for name, g in wanted.items()}
-    for i, j in itertools.combinations(range(len(outcomes)), 2):
-        if REWARD[outcomes[i][1]] == REWARD[outcomes[j][1]]:
-            continue  # no advantage
-        weight = 2 * float(p[outcomes[i]].detach() * p[outcomes[j]].detach())
-        for name, part in gradient(i, j).items():
-            found[name] -= weight * part
+    found = gradient()
+    assert set(found) == set(wanted)
     for name, value in wanted.items():
         assert torch.allclose(found[name], value, rtol=1e-5, atol=1e-6), name
     # a part of it flows through the thinking
-    i, j = outcomes.index((2, 1)), outcomes.index((2, 4))
-    whole = gradient(i, j)
     model.grad = Gradient.parse("detached")
-    cut = gradient(i, j)
+    cut = gradient()
     for name in ("thinker.gate", "lm.transformer.h.0.mlp.c_fc.weight"):
-        assert float((cut[name] - whole[name]).norm()) > 0.02 * float(whole[name].norm()), name
+        assert float((cut[name] - wanted[name]).norm()) > 0.02 * float(wanted[name].norm()), name
 
 
 # ---- from turn to turn --------------------------------------------------------------------------------------------------------
@@ -236,7 +233,7 @@ def turn_by_turn(lm: Any, thinker: Thinker, token: np.ndarray, kind: np.ndarray,
 @pytest.mark.parametrize(("family", "way"), [("gpt2", "exact"), ("qwen", "recompute"), ("llama", "exact")])
 def test_turns_can_be_cut(family: str, way: str, rows: list[list[tuple[int, int]]]) -> None:
     token, kind, length, turn = episodes(rows)
-    lm = make_lm(family)
+    lm: Any = make_lm(family)
     torch.manual_seed(1)
     thinker = Thinker(ThinkerConfig(), lm).double()
     weight = torch.randn(*token.shape, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
