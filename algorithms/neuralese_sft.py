@@ -12,7 +12,6 @@ replaced by latents and the rest is still written, until nothing is.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -92,16 +91,15 @@ class NeuraleseSFT(Algorithm):
             self._tools = ChatFormat(self.context.tokenizer), latent_id(self.context.tokenizer)
         chat, latent = self._tools
         rng = np.random.default_rng([self.context.seed, 0x517, index])
-        latents, written = self._plan(task, version, rng)
-        moves = task.walkthrough or (Move(task.answer, steps=tuple(written)),)
-        if task.walkthrough and not self.config.written:
-            moves = tuple(replace(move, steps=()) for move in moves)
+        moves = task.walkthrough or (Move(task.answer, steps=tuple(task.steps or ())),)
+        most = self.context.sampling.latents_for(task)
         parts = [(chat.prompt_ids(task.prompt), Kind.CONTEXT, 0)]
         for turn, move in enumerate(moves):
+            latents, written = self._plan(move.steps, most, version, rng)
             if turn:
                 parts.append((chat.turn_ids(moves[turn - 1].observation, True), Kind.CONTEXT, turn))
             parts.append((np.full(latents, latent, np.int32), Kind.LATENT, turn))
-            parts.append((chat.emission_ids(move.steps, move.action, self.config.written), Kind.TARGET, turn))
+            parts.append((chat.emission_ids(written, move.action, self.config.written), Kind.TARGET, turn))
         sizes = [len(ids) for ids, _, _ in parts]
         nothing = np.full(sum(sizes), np.nan, np.float32)
         return Trace(
@@ -127,10 +125,11 @@ class NeuraleseSFT(Algorithm):
         """ "ce": supervised fine-tuning's loss, the mean over all answer tokens of the batch."""
         return {"ce": Term(-forward.logprobs_BT, "ce", "positions")}
 
-    def _plan(self, task: Task, version: int, rng: np.random.Generator) -> tuple[int, Sequence[str]]:
-        """(latent steps, written steps that stay)"""
-        c, most = self.config, self.context.sampling.latents_for(task)
-        steps = task.steps or ()
+    def _plan(
+        self, steps: Sequence[str], most: int, version: int, rng: np.random.Generator
+    ) -> tuple[int, Sequence[str]]:
+        """(latent steps, written steps that stay) of one answer or action. steps: its written reasoning; most: latents without any."""
+        c = self.config
         if c.curriculum is None:
             return (self._draw(most, rng) if c.steps == "random" else most), steps if c.written else ()
         stage = version // c.curriculum.updates_per_stage

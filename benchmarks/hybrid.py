@@ -2,9 +2,9 @@
 
     python -m benchmarks.hybrid --json [--quick] [--seeds 0 1 2] [--keep DIR]
 
-    hybrid      K latent steps before every move           warm start: neuralese-SFT on walkthroughs, then hybrid_agent
-    token_cot   the way back to here written out, sampled   warm start: the same, reasoning written, no latents, then rlvr
-    no_thought  nothing before a move (control)             warm start: the same without either, then rlvr
+    hybrid      K latent steps before every move           neuralese-SFT, written steps replaced by latents stage by stage; hybrid_agent
+    token_cot   the way back to here written out, sampled   neuralese-SFT with the reasoning written and no latents; rlvr
+    no_thought  nothing before a move (control)             neuralese-SFT with neither; rlvr
     pause       K times one learned embedding (control)     as hybrid, nothing fed back
 
 All start from the same random weights of a seed, learn from walkthroughs of easier worlds for --warm FLOPs and then from reward for --flops
@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,13 +91,20 @@ class Learner:
         return Updater(algorithm, {"policy": self.model}, {"policy": spec}, {"policy": optimiser}, Distribution(), None)
 
     def warm_start(self, budget: float) -> None:
-        updater = self.updater({"name": "neuralese_sft", "written": self.method == "token_cot"}, self.args.warm_lr)
+        options: dict[str, Any] = {"name": "neuralese_sft", "written": self.method == "token_cot"}
+        if self.latents:
+            options["curriculum"] = {"updates_per_stage": self.args.stage}
+        updater = self.updater(options, self.args.warm_lr)
+        settings = updater.settings["policy"]
         tasks = iter(world(self.args.easy).tasks("train"))
         for step in itertools.count():
             asked = list(itertools.islice(tasks, 64))
             made = [updater.algorithm.example(t, 64 * step + i, step) for i, t in enumerate(asked)]
             groups = [Group(task, [trace], i) for i, (task, trace) in enumerate(zip(asked, made, strict=True))]
             updater.algorithm.credit(groups)
+            # falling to a tenth: what is left at the end is not the noise of large steps
+            left = 1 - 0.9 * self.flops["warm"] / budget
+            updater.settings["policy"] = replace(settings, lr=settings.lr * left)
             updater.update(groups, step, measure_gap=False)
             self.flops["warm"] += 3 * self.cost(made)
             if self.flops["warm"] >= budget:
@@ -266,11 +274,15 @@ OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("--seeds", {"nargs": "+", "type": int, "default": [0, 1, 2]}),
     ("--methods", {"nargs": "+", "default": list(METHODS), "choices": METHODS}),
     ("--keep", {"default": None, "metavar": "DIR"}),
-    ("--latents", {"type": int, "default": 2, "help": "latent steps before a move"}),
+    ("--latents", {"type": int, "default": 3, "help": "latent steps before a move"}),
+    (
+        "--stage",
+        {"type": int, "default": 60, "help": "updates of the warm start before the next written step becomes a latent"},
+    ),
     ("--width", {"type": int, "default": 64}),
-    ("--easy", {"nargs": 2, "type": int, "default": [1, 2], "help": "corridors to key and door in the walkthroughs"}),
+    ("--easy", {"nargs": 2, "type": int, "default": [1, 3], "help": "corridors to key and door in the walkthroughs"}),
     ("--hard", {"nargs": 2, "type": int, "default": [2, 3], "help": "corridors in the worlds played"}),
-    ("--warm", {"type": float, "default": 1.6e11, "help": "FLOPs of the warm start"}),
+    ("--warm", {"type": float, "default": 6e11, "help": "FLOPs of the warm start"}),
     ("--warm-lr", {"type": float, "default": 3e-3}),
     ("--flops", {"type": float, "default": 2e11, "help": "FLOPs of learning from reward"}),
     ("--lr", {"type": float, "default": 1e-3}),
