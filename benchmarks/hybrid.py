@@ -281,7 +281,7 @@ OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ),
     ("--width", {"type": int, "default": 64}),
     ("--easy", {"nargs": 2, "type": int, "default": [1, 3], "help": "corridors to key and door in the walkthroughs"}),
-    ("--hard", {"nargs": 2, "type": int, "default": [2, 3], "help": "corridors in the worlds played"}),
+    ("--hard", {"nargs": 2, "type": int, "default": [3, 3], "help": "corridors in the worlds played"}),
     ("--warm", {"type": float, "default": 7e11, "help": "FLOPs of the warm start"}),
     ("--warm-lr", {"type": float, "default": 3e-3}),
     ("--flops", {"type": float, "default": 3e11, "help": "FLOPs of learning from reward"}),
