@@ -95,16 +95,13 @@ class Learner:
         if self.latents:
             options["curriculum"] = {"updates_per_stage": self.args.stage}
         updater = self.updater(options, self.args.warm_lr)
-        settings = updater.settings["policy"]
         tasks = iter(world(self.args.easy).tasks("train"))
         for step in itertools.count():
             asked = list(itertools.islice(tasks, 64))
             made = [updater.algorithm.example(t, 64 * step + i, step) for i, t in enumerate(asked)]
             groups = [Group(task, [trace], i) for i, (task, trace) in enumerate(zip(asked, made, strict=True))]
             updater.algorithm.credit(groups)
-            # falling to a tenth: what is left at the end is not the noise of large steps
-            left = 1 - 0.9 * self.flops["warm"] / budget
-            updater.settings["policy"] = replace(settings, lr=settings.lr * left)
+            anneal(updater, self.args.warm_lr, self.flops["warm"] / budget)
             updater.update(groups, step, measure_gap=False)
             self.flops["warm"] += 3 * self.cost(made)
             if self.flops["warm"] >= budget:
@@ -122,6 +119,7 @@ class Learner:
             groups = await self.play(
                 roller, list(itertools.islice(tasks, self.args.groups)), 8, self.params, f"t{step}"
             )
+            anneal(updater, self.args.lr, self.flops["rl"] / budget)
             metrics = updater.algorithm.credit(groups)
             metrics |= updater.update(groups, step, measure_gap=step == 0)
             self.flops["rl"] += 4 * self.cost([t for g in groups for t in g.traces])
@@ -178,6 +176,11 @@ class Learner:
         found = [battery(self.model.eval(), same, k, self.seed) for k, same in by_latents.items() if len(same) > 1]
         names = [name for name in found[0] if not name.startswith("truncate")]
         return {name: float(np.concatenate([one[name].correct for one in found]).mean()) for name in names}
+
+
+def anneal(updater: Updater, lr: float, spent: float) -> None:
+    """The learning rate falls linearly to a tenth: what is left at the end is not the noise of large steps. spent: share of the FLOPs."""
+    updater.settings["policy"] = replace(updater.settings["policy"], lr=lr * (1 - 0.9 * spent))
 
 
 def arguments(depth: Sequence[int]) -> dict[str, Any]:
