@@ -285,10 +285,10 @@ OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("--width", {"type": int, "default": 64}),
     ("--easy", {"nargs": 2, "type": int, "default": [1, 3], "help": "corridors to key and door in the walkthroughs"}),
     ("--hard", {"nargs": 2, "type": int, "default": [3, 3], "help": "corridors in the worlds played"}),
-    ("--warm", {"type": float, "default": 7e11, "help": "FLOPs of the warm start"}),
+    ("--warm", {"type": float, "default": 5e11, "help": "FLOPs of the warm start"}),
     ("--warm-lr", {"type": float, "default": 3e-3}),
-    ("--flops", {"type": float, "default": 3e11, "help": "FLOPs of learning from reward"}),
-    ("--lr", {"type": float, "default": 1e-3}),
+    ("--flops", {"type": float, "default": 2.5e11, "help": "FLOPs of learning from reward"}),
+    ("--lr", {"type": float, "default": 3e-4}),
     ("--groups", {"type": int, "default": 16, "help": "worlds an update, of 8 episodes each"}),
     ("--tasks", {"type": int, "default": 300, "help": "held-out worlds"}),
 )
