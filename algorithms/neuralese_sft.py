@@ -29,7 +29,7 @@ from torch import Tensor
 
 from actors.types import Group
 from algorithms.base import Algorithm, AlgorithmConfig, Context
-from envs.base import Task
+from envs.base import Move, Task
 from models.chat import ChatFormat
 from models.loading import latent_id
 from models.terms import Batch, Forward, Term
@@ -69,11 +69,14 @@ class NeuraleseSFTConfig(AlgorithmConfig):
     distill: NonNegativeFloat = 0.0
     """Weight of the distance between the student's and the teacher's last hidden state before the answer (CODI: 1 for
     GPT-2, 20 for Llama); 0 has no teacher."""
+    written: bool = False
+    """Write the reasoning before each answer or action, between thinking marks where the vocabulary has them: a token thinker's warm
+    start, for sampling.latents: 0."""
 
     @model_validator(mode="after")
     def _one_use_of_written_steps(self) -> Self:
-        if self.distill and self.curriculum is not None:
-            raise ValueError("distill and curriculum are two uses of the written steps; choose one")
+        if bool(self.distill) + self.written + (self.curriculum is not None) > 1:
+            raise ValueError("distill, written and curriculum are three uses of the written steps; choose one")
         return self
 
 
@@ -90,7 +93,10 @@ class NeuraleseSFT(Algorithm):
         self.together = bool(config.distill)
 
     def example(self, task: Task, index: int, version: int) -> Trace:
-        """prompt, latents, written steps that are left, answer, end. Raises ValueError naming a task without a good answer."""
+        """prompt, latents, written steps that are left, answer, end; of a task with a walkthrough, all of its turns.
+
+        Raises ValueError naming a task without a good answer.
+        """
         if task.answer is None:
             raise ValueError(
                 f"task {task.id} has no answer: neuralese-SFT learns from good answers, give every training task one"
@@ -99,46 +105,54 @@ class NeuraleseSFT(Algorithm):
             self._tools = ChatFormat(self.context.tokenizer), latent_id(self.context.tokenizer)
         chat, latent = self._tools
         rng = np.random.default_rng([self.context.seed, 0x517, index])
-        latents, written = self._plan(task, version, rng)
-        target = chat.ids(" ".join([*written, task.answer]))
-        return self._trace(task, index, [latent] * latents, target, len(target), int(rng.integers(2**62)))
+        moves = task.walkthrough or (Move(task.answer, steps=tuple(task.steps or ())),)
+        most = self.context.sampling.latents_for(task)
+        parts = [(chat.prompt_ids(task.prompt), Kind.CONTEXT, 0)]
+        for turn, move in enumerate(moves):
+            latents, written = self._plan(move.steps, most, version, rng)
+            if turn:
+                parts.append((chat.turn_ids(moves[turn - 1].observation, True), Kind.CONTEXT, turn))
+            parts.append((np.full(latents, latent, np.int32), Kind.LATENT, turn))
+            parts.append((chat.emission_ids(written, move.action, self.config.written), Kind.TARGET, turn))
+        return self._trace(task, index, parts, len(parts[-1][0]), int(rng.integers(2**62)))
 
     def examples(self, task: Task, index: int, version: int) -> list[Trace]:
         """The student's, and where there is one the teacher's. Raises ValueError naming a task that a teacher cannot
-        read: one without written steps."""
+        read: one without written steps, or of several turns."""
         student = self.example(task, index, version)
         if not self.config.distill:
             return [student]
-        if task.steps is None:
-            raise ValueError(f"task {task.id} has no written steps: distill needs them for the teacher to read")
+        if task.steps is None or task.walkthrough:
+            raise ValueError(
+                f"task {task.id} has {'several turns' if task.walkthrough else 'no written steps'}: distill's teacher "
+                "reads the written steps of one answer; set algorithm.distill to 0"
+            )
         # words are cut apart at the line's end, so the answer's tokens are the student's own
         assert self._tools is not None
         chat, _ = self._tools
-        written = chat.ids(" ".join(task.steps) + "\n") if task.steps else []
-        answer = chat.ids(str(task.answer))
-        teacher = self._trace(task, index, [], [*written, *answer], len(answer), 0)
+        written = np.array(chat.ids(" ".join(task.steps) + "\n") if task.steps else [], np.int32)
+        answer = chat.emission_ids((), str(task.answer))
+        parts = [(chat.prompt_ids(task.prompt), Kind.CONTEXT, 0), (np.append(written, answer), Kind.TARGET, 0)]
+        teacher = self._trace(task, index, parts, len(answer), 0)
         teacher.episode, teacher.meta["teacher"] = f"{index}/teacher", True
         return [student, teacher]
 
-    def _trace(
-        self, task: Task, index: int, latents: Sequence[int], target: Sequence[int], answer: int, eps_seed: int
-    ) -> Trace:
-        """Prompt, latents, target, end; the last `answer` tokens of the target are the answer's."""
-        assert self._tools is not None
-        prompt = self._tools[0].prompt_ids(task.prompt)
-        ids = [*prompt.tolist(), *latents, *target, self.context.tokenizer.eos_token_id]
-        kinds = np.array([Kind.CONTEXT, Kind.LATENT, Kind.TARGET], np.uint8)
+    @staticmethod
+    def _trace(task: Task, index: int, parts: Sequence[tuple[np.ndarray, Kind, int]], answer: int, seed: int) -> Trace:
+        """parts: (ids, kind, turn). The last `answer` positions are the answer and the end."""
+        sizes = [len(ids) for ids, _, _ in parts]
+        n = sum(sizes)
         return Trace(
-            token=np.array(ids, np.int32),
-            kind=np.repeat(kinds, [len(prompt), len(latents), len(target) + 1]),
-            logprob=np.full(len(ids), np.nan, np.float32),
-            version=np.full(len(ids), -1, np.int32),
-            turn=np.zeros(len(ids), np.int16),
+            token=np.concatenate([ids for ids, _, _ in parts]).astype(np.int32),
+            kind=np.repeat(np.array([kind for _, kind, _ in parts], np.uint8), sizes),
+            logprob=np.full(n, np.nan, np.float32),
+            version=np.full(n, -1, np.int32),
+            turn=np.repeat(np.array([turn for _, _, turn in parts], np.int16), sizes),
             task=task.id,
             group=str(index),
             episode=f"{index}/0",
-            eps_seed=eps_seed,
-            meta={"answer_at": len(ids) - 1 - answer},
+            eps_seed=seed,
+            meta={"answer_at": n - answer},
         )
 
     def credit(self, groups: Sequence[Group]) -> dict[str, float]:
@@ -166,12 +180,13 @@ class NeuraleseSFT(Algorithm):
             terms["distill_last_layer"] = Term(distance(forward.hidden_BTD, batch.traces), "distill", "traces")
         return terms
 
-    def _plan(self, task: Task, version: int, rng: np.random.Generator) -> tuple[int, Sequence[str]]:
-        """(latent steps, written steps that stay)"""
-        c, most = self.config, self.context.sampling.latents_for(task)
+    def _plan(
+        self, steps: Sequence[str], most: int, version: int, rng: np.random.Generator
+    ) -> tuple[int, Sequence[str]]:
+        """(latent steps, written steps that stay) of one answer or action. steps: its written reasoning; most: latents without any."""
+        c = self.config
         if c.curriculum is None:
-            return (self._draw(most, rng) if c.steps == "random" else most), ()
-        steps = task.steps or ()
+            return (self._draw(most, rng) if c.steps == "random" else most), steps if c.written else ()
         stage = version // c.curriculum.updates_per_stage
         last = len(steps) if c.curriculum.stages is None else min(c.curriculum.stages, len(steps))
         if rng.random() < c.curriculum.mix:

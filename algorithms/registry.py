@@ -9,6 +9,7 @@ from algorithms.base import Algorithm
 
 BUILT_IN: dict[str, str] = {
     "rlvr": "algorithms.rlvr:RLVR",
+    "hybrid_agent": "algorithms.hybrid_agent:HybridAgent",
     "neuralese_sft": "algorithms.neuralese_sft:NeuraleseSFT",
 }
 """Names of the methods that come with Posterior. A module is imported only when its method is asked for."""

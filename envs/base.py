@@ -28,6 +28,16 @@ class InfraError(Exception):
 
 
 @dataclass(frozen=True)
+class Move:
+    """One turn of a good episode. steps: the written reasoning before `action`, where known. observation: what the environment answers,
+    "" at the episode's end."""
+
+    action: str
+    observation: str = ""
+    steps: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Task:
     """One question.
 
@@ -36,6 +46,7 @@ class Task:
     answer: a good answer y*, where one is known.
     steps: the written reasoning that leads to `answer`, one string a step, where known.
     meta: whatever the environment needs to grade it (picklable; never shown to the model).
+    walkthrough: of a multi-turn task, the turns of a good episode, where known.
     """
 
     id: str
@@ -43,6 +54,7 @@ class Task:
     answer: str | None = None
     steps: tuple[str, ...] | None = None
     meta: dict[str, Any] = field(default_factory=dict)
+    walkthrough: tuple[Move, ...] | None = None
 
 
 @dataclass(frozen=True)

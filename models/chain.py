@@ -17,6 +17,7 @@ How far the gradient goes is one switch:
     recompute    the same gradient; a step's activations are built again when its turn comes, between the passes only hidden states are kept
     truncated:m  through the last m steps of each block; the steps before are constants
     detached     no gradient from a latent to the hidden state it was made from (a control: keys and values still carry one)
+    ...,turn     any of these, and of an episode of many turns no gradient from one turn to those before it
 """
 
 from __future__ import annotations
@@ -40,22 +41,25 @@ from models.packing import packed_attention
 
 @dataclass(frozen=True)
 class Gradient:
-    """A parsed `grad=` switch. last: steps of each block that the gradient passes through, None for all."""
+    """A parsed `grad=` switch. last: steps of each block that the gradient passes through, None for all. turn: within a turn only."""
 
     recompute: bool = False
     detached: bool = False
     last: int | None = None
+    turn: bool = False
 
     @classmethod
     def parse(cls, text: str) -> Gradient:
-        if text in ("exact", "recompute", "detached"):
-            return cls(recompute=text == "recompute", detached=text == "detached")
-        found = re.fullmatch(r"truncated:([1-9]\d*)", text)
+        way, turn = text.removesuffix(",turn"), text.endswith(",turn")
+        if way in ("exact", "recompute", "detached"):
+            return cls(recompute=way == "recompute", detached=way == "detached", turn=turn)
+        found = re.fullmatch(r"truncated:([1-9]\d*)", way)
         if not found:
             raise ValueError(
-                f"grad: {text!r} is not one of exact, recompute, truncated:M (M steps, at least 1), detached"
+                f"grad: {text!r} is not one of exact, recompute, truncated:M (M steps, at least 1), detached, nor one of these and "
+                "`,turn`"
             )
-        return cls(last=int(found[1]))
+        return cls(last=int(found[1]), turn=turn)
 
 
 EXACT = Gradient()
@@ -143,7 +147,7 @@ class Chain:
     fast: FastModel | None = field(init=False)
 
     def __post_init__(self) -> None:
-        self.reader = Reader(KVCache(self.plan.valid_BS))
+        self.reader = Reader(KVCache(self.plan.valid_BS, self.plan.open_BS))
         longest = int(max(int(now.position_R.max()) for now in self._latent_passes) + 1) if self._latent_passes else 1
         self.fast = fast_model(self.lm, longest) if self._latent_passes and not self.general else None
 
@@ -256,8 +260,9 @@ class _Run(torch.autograd.Function):
             for now in reversed(chain.plan.passes):
                 one = kept.pop()
                 d_out = d_hidden[now.start : now.start + now.size]
-                if isinstance(now, TokenPass):
+                if isinstance(now, TokenPass) or now.step == now.steps - 1:
                     chain.reader.cache.settle()
+                if isinstance(now, TokenPass):
                     end -= now.size
                     d_embeds[end : end + now.size] = one.back(d_out, others, sums)
                     continue
@@ -269,6 +274,8 @@ class _Run(torch.autograd.Function):
                 if one is None:
                     one = chain.step(now, ctx.hidden[now.source_R], True)[2]
                 d_source = one.back(d_out, of_steps, sums)
+                if now.fresh_R is not None:
+                    d_source = d_source.masked_fill(now.fresh_R[:, None], 0.0)
                 if not chain.grad.detached:
                     # several rows may think on from one shared place
                     d_hidden.index_add_(0, now.source_R, d_source)

@@ -10,7 +10,7 @@ buffers are given by phase: a row shorter than another in a phase leaves slots e
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
@@ -54,6 +54,7 @@ class LatentPass:
     source_R: int64 places in the concatenated hidden states of what each row thinks on from. position_R: int64. step, steps: number in
     its block, and the longest row's.
     left_R: latent steps the row's block has from here on, this one included; 0 or less for rows that rest.
+    fresh_R: bool, rows that think on from a position of an earlier turn, where turns are told apart.
     """
 
     start: int
@@ -64,6 +65,7 @@ class LatentPass:
     position_R: Tensor
     source_R: Tensor
     left_R: Tensor
+    fresh_R: Tensor | None = None
 
     @property
     def size(self) -> int:
@@ -73,8 +75,8 @@ class LatentPass:
 @dataclass
 class Plan:
     """order_B: batch row of each chain row. at_BT: int64[B, T] of the *batch's* rows, where each position stands in the concatenated
-    hidden states (0 for padding). place_L: int64, where each latent position stands there, in the order of the batch's (row, position);
-    ends_L: bool, whether it is the last of its block."""
+    hidden states (0 for padding). place_L: int64, where each latent position stands there, in the order of the batch's (row, position).
+    open_BS: by the first slot of a pass, bool[B, slots before it], those of the row's own turn (`models.kv`); empty if all are open."""
 
     passes: list[TokenPass | LatentPass]
     order_B: Tensor
@@ -82,25 +84,43 @@ class Plan:
     valid_BS: Tensor
     positions: int
     place_L: Tensor
+    open_BS: dict[int, Tensor] = field(default_factory=dict)
 
 
-def segments(kind_T: np.ndarray) -> list[tuple[int, int]]:
-    """[start, stop) of alternating token runs and latent blocks, tokens first; a run may be empty but for the first."""
+def segments(kind_T: np.ndarray, turn_T: np.ndarray | None = None) -> list[tuple[int, int]]:
+    """[start, stop) of alternating token runs and latent blocks, tokens first; a run may be empty but for the first.
+
+    turn_T: cut where the turn changes too; between two runs of one kind then lies an empty one of the other.
+    """
     if len(kind_T) == 0 or kind_T[0] == Kind.LATENT:
         raise ValueError("a sequence cannot begin with a latent position: there is nothing to think on from")
-    cuts = np.flatnonzero(np.diff((kind_T == Kind.LATENT).astype(np.int8))) + 1
+    changes = np.diff((kind_T == Kind.LATENT).astype(np.int8)) != 0
+    cuts = np.flatnonzero(changes) + 1
+    if turn_T is not None:
+        empty = np.flatnonzero((np.diff(turn_T) != 0) & ~changes) + 1
+        cuts = np.sort(np.concatenate([cuts, empty, empty]))
     edges = [0, *cuts.tolist(), len(kind_T)]
     return list(pairwise(edges))
 
 
-def plan_chain(token_BT: np.ndarray, kind_BT: np.ndarray, length_B: np.ndarray, device: torch.device | str) -> Plan:
-    """Lay out right-padded rows. token_BT: int; kind_BT: uint8 of `Kind`; length_B: int, at least 1 each."""
+def plan_chain(
+    token_BT: np.ndarray,
+    kind_BT: np.ndarray,
+    length_B: np.ndarray,
+    device: torch.device | str,
+    turn_BT: np.ndarray | None = None,
+) -> Plan:
+    """Lay out right-padded rows. token_BT: int; kind_BT: uint8 of `Kind`; length_B: int, at least 1 each.
+
+    turn_BT: int, where no gradient is to cross from one turn to another.
+    """
     known: dict[bytes, list[tuple[int, int]]] = {}  # rows of a batch are often cut alike
     parts = []
-    for kind, n in zip(kind_BT, length_B.tolist(), strict=True):
-        key = kind[:n].tobytes()
+    for b, (kind, n) in enumerate(zip(kind_BT, length_B.tolist(), strict=True)):
+        turn = None if turn_BT is None else turn_BT[b, :n]
+        key = kind[:n].tobytes() + (b"" if turn is None else turn.tobytes())
         if key not in known:
-            known[key] = segments(kind[:n])
+            known[key] = segments(kind[:n], turn)
         parts.append(known[key])
     first_block = [part[1][1] - part[1][0] if len(part) > 1 else 0 for part in parts]
     order = sorted(range(len(parts)), key=lambda b: (-first_block[b], b))
@@ -109,6 +129,9 @@ def plan_chain(token_BT: np.ndarray, kind_BT: np.ndarray, length_B: np.ndarray, 
     at_BT = np.zeros(token.shape, np.int64)
     passes: list[TokenPass | LatentPass] = []
     valid: list[np.ndarray] = []
+    turn = None if turn_BT is None else turn_BT[order]
+    turn_of: list[np.ndarray] = []
+    open_BS: dict[int, Tensor] = {}
     base = count = 0
 
     def place(array: np.ndarray) -> Tensor:
@@ -120,7 +143,12 @@ def plan_chain(token_BT: np.ndarray, kind_BT: np.ndarray, length_B: np.ndarray, 
         starts = np.array([start for start, _ in spans])
         longest = int(widths.max())
         valid.append(np.arange(longest) < widths[:, None])
-        if phase % 2 == 0:
+        if turn is not None:
+            own = turn[np.arange(rows), np.minimum(starts, turn.shape[1] - 1)]
+            if phase and longest:
+                open_BS[base] = place(np.concatenate(turn_of, 1) == own[:, None])
+            turn_of.append(np.broadcast_to(own[:, None], (rows, longest)))
+        if phase % 2 == 0 and longest:
             made = _token_pass(
                 token, starts, widths, at_BT, np.concatenate(valid[:-1], 1) if phase else None, base, count, place
             )
@@ -133,7 +161,11 @@ def plan_chain(token_BT: np.ndarray, kind_BT: np.ndarray, length_B: np.ndarray, 
                 resting = widths[:active] <= step
                 # a resting row computes something nobody reads: at its own last place, to stay within the position table
                 at = np.where(resting, 0, at)
-                source = at_BT[np.arange(active), np.maximum(at - 1, 0)]
+                before = np.maximum(at - 1, 0)
+                source = at_BT[np.arange(active), before]
+                fresh = None
+                if turn is not None and step == 0:
+                    fresh = place(turn[np.arange(active), at] != turn[np.arange(active), before])
                 moving = np.flatnonzero(~resting)
                 at_BT[moving, at[moving]] = count + moving
                 passes.append(
@@ -146,6 +178,7 @@ def plan_chain(token_BT: np.ndarray, kind_BT: np.ndarray, length_B: np.ndarray, 
                         place(at),
                         place(source),
                         place(widths[:active] - step),
+                        fresh,
                     )
                 )
                 count += active
@@ -155,7 +188,13 @@ def plan_chain(token_BT: np.ndarray, kind_BT: np.ndarray, length_B: np.ndarray, 
     at_batch = at_BT[back]
     latent = (kind_BT == Kind.LATENT) & (np.arange(kind_BT.shape[1]) < length_B[:, None])
     return Plan(
-        passes, place(np.array(order)), place(at_batch), place(np.concatenate(valid, 1)), count, place(at_batch[latent])
+        passes,
+        place(np.array(order)),
+        place(at_batch),
+        place(np.concatenate(valid, 1)),
+        count,
+        place(at_batch[latent]),
+        open_BS,
     )
 
 

@@ -61,6 +61,16 @@ class ChatFormat:
             tail = tail[len(end) :]
         return np.array(self.ids(tail), np.int32)
 
+    def emission_ids(self, steps: Sequence[str], action: str, marked: bool = False) -> np.ndarray:
+        """int32[n] ids of a given good emission: written reasoning, the answer or action, the end.
+
+        marked: put the reasoning between thinking marks, where the vocabulary has them, so that `thought_length` finds it.
+        """
+        words = [*steps, action]
+        if marked and self._open:
+            words = [THINK_OPEN, *steps, THINK_CLOSE, action]
+        return np.array([*self.ids(" ".join(words)), self.tokenizer.eos_token_id], np.int32)
+
     def thought_length(self, prompt: np.ndarray, emitted: np.ndarray) -> tuple[int, bool]:
         """How many leading emitted tokens are thought, its closing mark included; and whether the thought was closed.
 

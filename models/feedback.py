@@ -108,10 +108,14 @@ def has_thinker(path: str) -> bool:
     return (Path(path) / FILE).is_file()
 
 
+def thinker_config(path: str) -> ThinkerConfig:
+    return ThinkerConfig(**json.loads((Path(path) / FILE).read_text()))
+
+
 def load_thinker(path: str, lm: Any) -> Thinker:
     from safetensors.torch import load_file
 
-    thinker = Thinker(ThinkerConfig(**json.loads((Path(path) / FILE).read_text())), lm)
+    thinker = Thinker(thinker_config(path), lm)
     thinker.load_state_dict(load_file(Path(path) / WEIGHTS))
     return thinker
 

@@ -194,7 +194,8 @@ class ModelForward:
         if thinker is None:
             raise ValueError("this batch has latent positions; a token thinker cannot read them")
         epsilon = epsilon_of_batch(b, self.model.base) if thinker.config.noise > 0 else None
-        return think(self.model.base, thinker, b.token_BT, b.kind_BT, length_B, self.model.grad, epsilon)
+        turns = turns_of_batch(b) if self.model.grad.turn else None
+        return think(self.model.base, thinker, b.token_BT, b.kind_BT, length_B, self.model.grad, epsilon, turns)
 
     @property
     def _read_B(self) -> Tensor:
@@ -282,6 +283,15 @@ def epsilon_of_batch(batch: Batch, lm: Any) -> Tensor:
         for trace, view in zip(batch.traces, batch.views, strict=True)
     ]
     return torch.from_numpy(np.concatenate(parts)).to(batch.token_BT.device)
+
+
+def turns_of_batch(batch: Batch) -> np.ndarray:
+    """int16[B, T]: the turn of each position; what a view added belongs to the turn it stands in."""
+    out = np.zeros(batch.token_BT.shape, np.int16)
+    for row, trace, view in zip(out, batch.traces, batch.views, strict=True):
+        known = np.where(view.index >= 0, trace.turn[view.index], 0)
+        row[: len(view)] = np.maximum.accumulate(known)
+    return out
 
 
 @torch.no_grad()

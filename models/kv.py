@@ -30,10 +30,11 @@ class Layer:
 
 
 class KVCache:
-    """Buffers of all layers. valid_BS: bool, the slots that hold a real position of a row."""
+    """Buffers of all layers. valid_BS: bool, the slots that hold a real position of a row. open_BS: by the first slot of a pass, which
+    of the slots before it take a gradient from it: bool[B, that many]; all, where it is not named."""
 
-    def __init__(self, valid_BS: Tensor) -> None:
-        self.valid_BS = valid_BS
+    def __init__(self, valid_BS: Tensor, open_BS: dict[int, Tensor] | None = None) -> None:
+        self.valid_BS, self.open_BS = valid_BS, open_BS or {}
         self.rows, self.slots = valid_BS.shape
         self.layers: dict[int, Layer] = {}
         # a row without holes up to a slot needs no mask there
@@ -71,7 +72,10 @@ class KVCache:
             pairs = ((sent.score, sent.query), (sent.weight, sent.out))
             for buffer, (seen, what) in zip(self.gradients(index), pairs, strict=True):
                 total = torch.bmm(seen[:, :, : sent.base].transpose(1, 2), what)
-                buffer[:, :, : sent.base] += total.view(*buffer.shape[:2], sent.base, -1)
+                total = total.view(*buffer.shape[:2], sent.base, -1)
+                if sent.base in self.open_BS:
+                    total *= self.open_BS[sent.base][:, None, :, None]
+                buffer[:, :, : sent.base] += total
             layer.sent = None
 
     def free(self) -> None:
@@ -229,7 +233,10 @@ class Context(torch.autograd.Function):
         cache, index, what, base, row_R, own_RQ, shape = ctx.place
         dk, dv = cache.gradients(index)
         buffer = dk if what == "k" else dv
-        buffer[row_R, :, :base] += d_out[:, :, :base]  # rows are distinct
+        d_earlier = d_out[:, :, :base]
+        if base in cache.open_BS:
+            d_earlier = d_earlier * cache.open_BS[base][row_R, None, :, None]
+        buffer[row_R, :, :base] += d_earlier  # rows are distinct
         own_MHD = d_out[:, :, base:].transpose(1, 2).flatten(0, 1)
         d_x = own_MHD.new_zeros(shape[2], shape[1], shape[3])
         # a padded place receives zero: no query reads it

@@ -23,15 +23,17 @@ def think(
     length_B: Tensor,
     grad: Gradient = EXACT,
     epsilon_LD: Tensor | None = None,
+    turn_BT: np.ndarray | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """([N, D] final hidden states, int64[B, T] of where each position stands among them, [L, D] latents in order of row and position).
 
-    epsilon_LD: standard normal noise of the latents, for a thinker with noise.
+    epsilon_LD: standard normal noise of the latents, for a thinker with noise. turn_BT: int, each position's turn (grad: ...,turn).
     """
-    if thinker.config.kind == "pause":
+    if thinker.config.kind == "pause" and not grad.turn:
         latents = thinker.pause.expand(int(is_latent(kind_BT, length_B).sum()), -1)
         return *read_with(lm, token_BT, kind_BT, length_B, latents), latents
-    plan = plan_chain(token_BT.cpu().numpy(), kind_BT.cpu().numpy(), length_B.cpu().numpy(), token_BT.device)
+    turns = turn_BT if grad.turn else None
+    plan = plan_chain(token_BT.cpu().numpy(), kind_BT.cpu().numpy(), length_B.cpu().numpy(), token_BT.device, turns)
     embeds = lm.get_input_embeddings()(token_ids(plan))
     epsilon = None
     if epsilon_LD is not None:

@@ -67,7 +67,7 @@ class Model(Section):
     """Let the model think in latents before it answers; a folder that has a thinker keeps its own."""
     grad: str = "exact"
     """How far gradients go back through latents: exact, recompute (the same with less memory), truncated:M (the last M steps),
-    detached (a control)."""
+    detached (a control); and with `,turn` behind it (exact,turn) only within a turn of an episode."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Weights and arithmetic of sampler and learner (bfloat16: the learner keeps float32 master weights)."""
     max_length: PositiveInt = 512

@@ -21,9 +21,16 @@ def model_path(config: RunConfig) -> str:
     found = _base(config)
     check_model_path(found)
     thinker = config.model.thinker
-    from models.feedback import has_thinker
+    from models.feedback import has_thinker, thinker_config
 
-    if thinker is None or has_thinker(found):
+    if thinker is None:
+        return found
+    if has_thinker(found):
+        if (own := thinker_config(found).kind) != thinker.kind:
+            raise ConfigError(
+                f"the model {found} thinks by a thinker of kind {own}, and model.thinker asks for {thinker.kind}; "
+                "leave model.thinker out, or start from a model without one"
+            )
         return found
     load_config(found, config.model.trust_remote_code)
     folder = _cache(found, thinker.model_dump(), config.seed)
