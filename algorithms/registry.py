@@ -10,6 +10,7 @@ from algorithms.base import Algorithm
 BUILT_IN: dict[str, str] = {
     "rlvr": "algorithms.rlvr:RLVR",
     "neuralese_sft": "algorithms.neuralese_sft:NeuraleseSFT",
+    "latent_flow": "algorithms.latent_flow:LatentFlow",
 }
 """Names of the methods that come with Posterior. A module is imported only when its method is asked for."""
 
