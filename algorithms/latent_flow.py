@@ -74,7 +74,9 @@ class LatentFlow(NeuraleseSFT):
         super().__init__(config, context)
         kind = thinker_kind(context.model_path)
         if kind not in (None, "flow", "pause"):  # pause: its control
-            raise ValueError(f"latent_flow needs a thinker that is a flow, not {kind!r}; set model.thinker.kind to flow")
+            raise ValueError(
+                f"latent_flow needs a thinker that is a flow, not {kind!r}; set model.thinker.kind to flow"
+            )
 
     def credit(self, groups: Sequence[Group]) -> dict[str, float]:
         """Writes "ce": 1 at every position of a good answer, and "flow": its weight at every latent position."""
@@ -90,7 +92,9 @@ class LatentFlow(NeuraleseSFT):
         if self.config.flow == 0 or not bool(latent_BT.any()) or (thought := forward.thought) is None:
             return terms
         if len(thought.blocks) != 1:
-            raise ValueError(f"latent_flow learns from one block of latents an answer, these have {len(thought.blocks)}")
+            raise ValueError(
+                f"latent_flow learns from one block of latents an answer, these have {len(thought.blocks)}"
+            )
         block = thought.blocks[0]
         steps = block.field.thinker.config.euler_steps
         seeds = np.array([trace.eps_seed or 0 for trace in batch.traces], np.uint64)

@@ -132,9 +132,10 @@ class Decoder:
         thinker, lm = self.model.thinker, self.model.base
         assert thinker is not None
         if thinker.config.kind == "flow":
-            placed = [torch.from_numpy(array).to(self._device) for array in (token, kind, length)]
+            token_BT, kind_BT, length_B = (torch.from_numpy(array).to(self._device) for array in (token, kind, length))
             latent = [np.flatnonzero(row[:n] == Kind.LATENT) for row, n in zip(kind, length, strict=True)]
-            thought = flow(lm, thinker, *placed, epsilon_LD=self._noise(new, latent))
+            noise = self._noise(new, latent)
+            thought = flow(lm, thinker, token_BT, kind_BT, length_B, epsilon_LD=noise)
             return thought.hidden_ND, thought.at_BT, thought.past, list(range(len(new)))
         plan = plan_chain(token, kind, length, self._device)
         chain = Chain(lm, thinker, plan, epsilon=None)

@@ -73,7 +73,9 @@ class Thinker(nn.Module):
             self.gate = nn.Parameter(torch.full((width,), config.gate).logit())
         if config.kind == "flow":
             if config.stop:
-                raise ValueError("a flow makes all latents of a block at once: their number cannot be a sampled decision")
+                raise ValueError(
+                    "a flow makes all latents of a block at once: their number cannot be a sampled decision"
+                )
             self.clock = nn.Linear(CLOCK, width)
             self.velocity = nn.Linear(width, width)
             nn.init.zeros_(self.velocity.weight)  # z stays at the pause token until something is learnt

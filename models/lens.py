@@ -71,6 +71,7 @@ def _effective_rank(x_ND: Tensor) -> Tensor:
 def _gain(model: RoleModel, traces: Sequence[Trace], z_NKD: Tensor, latents: int, seed: int) -> np.ndarray:
     """By finite differences of a thousandth of the latent's norm, all problems at once."""
     from models.causal import shortened
+
     thinker = model.thinker
     assert thinker is not None
     if thinker.config.kind == "flow":

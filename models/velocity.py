@@ -249,7 +249,9 @@ def flow(
         path = field_.path(field_.start(None if noise_MD is None else noise_MD[mine_L]), grad)
         latent_N = rest.query_N < inner.width_R[rest.row_N]
         target_N = kind_BT.flatten()[cell_N] == Kind.TARGET
-        token_N = token_BT.flatten()[cell_N].masked_fill(latent_N, 0)  # what stands at a latent position is never embedded
+        token_N = token_BT.flatten()[cell_N].masked_fill(
+            latent_N, 0
+        )  # what stands at a latent position is never embedded
         block = Block(field_, path, rest, token_N, latent_N, target_N)
         end = path[-1] if replace is None else replace(block)
         all_MD = all_MD.index_copy(0, mine_L, end.to(all_MD.dtype))
