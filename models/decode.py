@@ -144,7 +144,8 @@ class Decoder:
         hidden, _ = run_chain(chain, lm.get_input_embeddings()(token_ids(plan)))
         layers = {index: (layer.k, layer.v) for index, layer in chain.reader.cache.layers.items()}
         back = plan.order_B.argsort()
-        return hidden, plan.at_BT, Past(layers, plan.valid_BS, torch.from_numpy(length)), back.tolist()
+        length_B = torch.from_numpy(length).to(self._device)
+        return hidden, plan.at_BT, Past(layers, plan.valid_BS, length_B, hidden[:0]), back.tolist()
 
     def _forward(self) -> Tensor:
         """[A, D] hidden states of all rows' next position, whose input is ready."""
@@ -183,7 +184,7 @@ class Decoder:
         think = [i for i, r in enumerate(rows) if r.thinking]
         speak = [i for i, r in enumerate(rows) if not r.thinking]
         if think:
-            self._plan_blocks([first + i for i in think])
+            self._plan_blocks([first + i for i in think], hidden_AD[think])
             self._input[[first + i for i in think]] = self._latents(
                 hidden_AD[think], [rows[i] for i in think], length[think]
             )
@@ -237,22 +238,23 @@ class Decoder:
             request.out_version.append(self.version)
         return latent
 
-    def _plan_blocks(self, at: Sequence[int]) -> None:
-        """A flow makes all latents of a row's block when the row begins to think. at: rows that think."""
+    def _plan_blocks(self, rows: Sequence[int], hidden_ND: Tensor) -> None:
+        """A flow makes all latents of a row's block when the row begins to think. rows: those that think; hidden_ND: theirs."""
         thinker = self.model.thinker
         assert thinker is not None
-        at = [row for row in at if self.active[row].block_KD is None]
-        if thinker.config.kind != "flow" or not at:
+        new = [i for i, row in enumerate(rows) if self.active[row].block_KD is None]
+        if thinker.config.kind != "flow" or not new:
             return
+        at, last_RD = [rows[i] for i in new], hidden_ND[new]
         length, steps = self._length[at], np.array([self.active[row].steps for row in at])
         longest = int(length.max())
         layers = {i: (keys[at, :, :longest], values[at, :, :longest]) for i, (keys, values) in self._keys.items()}
         length_R = torch.from_numpy(length).to(self._device)
-        past = Past(layers, torch.arange(longest, device=self._device) < length_R[:, None], length_R)
-        rows = [self.active[row] for row in at]
-        noise = self._noise(rows, [np.arange(n, n + k) for n, k in zip(length, steps, strict=True)])
+        past = Past(layers, torch.arange(longest, device=self._device) < length_R[:, None], length_R, last_RD)
+        asked = [self.active[row] for row in at]
+        noise = self._noise(asked, [np.arange(n, n + k) for n, k in zip(length, steps, strict=True)])
         made = think_after(self.model.base, thinker, past, steps, noise)
-        for request, block in zip(rows, made.split(steps.tolist()), strict=True):
+        for request, block in zip(asked, made.split(steps.tolist()), strict=True):
             request.block_KD = block
 
     def _draw(self, hidden_ND: Tensor, rows: Sequence[Request], length: np.ndarray) -> tuple[Tensor, Tensor]:

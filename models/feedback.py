@@ -31,7 +31,8 @@ class ThinkerConfig:
     """kind: see the module. noise: standard deviation of the latents' noise, in units of rms_E. stop: whether the number of steps is a
     sampled decision.
     gate: share of the hidden state at the start (gated). temperature: of the mixture (soft). expected_steps: 1 / the probability to
-    stop at the start. euler_steps: T (flow). trust: largest root mean square of one Euler step, in units of rms_E (flow)."""
+    stop at the start. euler_steps: T (flow). trust: largest root mean square of one Euler step, in units of rms_E (flow). endpoint:
+    whether the field says where to go instead of which way (flow)."""
 
     kind: Literal["gated", "mlp", "raw", "soft", "pause", "flow"] = "gated"
     noise: float = 0.0
@@ -41,6 +42,7 @@ class ThinkerConfig:
     expected_steps: float = 4.0
     euler_steps: int = 5
     trust: float = 1.0
+    endpoint: bool = False
 
 
 class Thinker(nn.Module):
@@ -69,7 +71,7 @@ class Thinker(nn.Module):
             self.norm = nn.LayerNorm(width)
         if config.kind in ("gated", "pause", "flow"):
             self.pause = nn.Parameter(torch.randn(width) * self.rms)
-        if config.kind == "gated":
+        if config.kind == "gated" or (config.kind == "flow" and config.endpoint):
             self.gate = nn.Parameter(torch.full((width,), config.gate).logit())
         if config.kind == "flow":
             if config.stop:
@@ -77,9 +79,12 @@ class Thinker(nn.Module):
                     "a flow makes all latents of a block at once: their number cannot be a sampled decision"
                 )
             self.clock = nn.Linear(CLOCK, width)
-            self.velocity = nn.Linear(width, width)
-            nn.init.zeros_(self.velocity.weight)  # z stays at the pause token until something is learnt
-            nn.init.zeros_(self.velocity.bias)
+            if config.endpoint:
+                self.up, self.down = nn.Linear(2 * width, width), nn.Linear(width, width)
+            else:
+                self.velocity = nn.Linear(2 * width, width)
+                nn.init.zeros_(self.velocity.weight)  # z stays at the pause token until something is learnt
+                nn.init.zeros_(self.velocity.bias)
         if config.stop:
             self.stop = nn.Linear(width, 1)
             nn.init.zeros_(self.stop.weight)
@@ -98,10 +103,11 @@ class Thinker(nn.Module):
             mixture = (lm.get_output_embeddings()(hidden_ND) / self.config.temperature).softmax(-1)
             return mixture.to(hidden_ND.dtype) @ lm.get_input_embeddings().weight.to(hidden_ND.dtype)
         made = self.down(nn.functional.gelu(self.up(hidden_ND)))
-        if kind == "mlp":
-            return self.norm(made)
+        return self.norm(made) if kind == "mlp" else self._gated(made)
+
+    def _gated(self, made_ND: Tensor) -> Tensor:
         gate = self.gate.sigmoid()
-        return self.rms * _unit((1 - gate) * _unit(self.pause) + gate * _unit(made))
+        return self.rms * _unit((1 - gate) * _unit(self.pause) + gate * _unit(made_ND))
 
     def noisy(self, latent_ND: Tensor, epsilon_ND: Tensor) -> Tensor:
         """mu + sigma * epsilon. epsilon: standard normal, kept by its seed, so that the same noise meets new parameters."""
@@ -113,9 +119,14 @@ class Thinker(nn.Module):
         turn = torch.pi * t_L1 * torch.arange(1, CLOCK // 2 + 1, device=z_LD.device)
         return z_LD + self.rms.to(z_LD.dtype) * self.clock(torch.cat([turn.sin(), turn.cos()], 1).to(z_LD.dtype))
 
-    def displacement(self, hidden_LD: Tensor) -> Tensor:
-        """[L, D] one Euler step of the velocity field, from its hidden states: at most `trust` rms_E long (flow)."""
-        return self.within(self.rms.to(hidden_LD.dtype) * self.velocity(hidden_LD), self.config.trust)
+    def displacement(self, hidden_L2D: Tensor, z_LD: Tensor) -> Tensor:
+        """[L, D] one Euler step of the velocity field at z, from the hidden states there and one position before: at most `trust` rms_E
+        long (flow)."""
+        if self.config.endpoint:
+            step = self._gated(self.down(nn.functional.gelu(self.up(hidden_L2D)))) - z_LD
+        else:
+            step = self.rms.to(z_LD.dtype) * self.velocity(hidden_L2D)
+        return self.within(step, self.config.trust)
 
     def ball(self, z_LD: Tensor) -> Tensor:
         """z, not larger than an embedding."""

@@ -2,11 +2,14 @@
 
     z_0 = pause token (+ noise)         K latents of width D between prompt and answer
     z_{n+1} = ball(z_n + d(z_n, x, t_n))        T Euler steps, t_n = n / T
-    d = cap(rms_E W h)                  h: the decoder's hidden states over z_n + clock(t_n), after the prompt x
+    d = cap(rms_E W [h, h'])            h: the decoder's hidden states over z_n + clock(t_n), after the prompt x; h': of the position before
+    d = cap(m - z_n)                    with `endpoint`: m = rms_E norm((1-g) norm(pause) + g norm(W2 gelu(W1 [h, h'])))
 
 One step is one parallel pass over the K latents, given the prompt's keys and values: T passes for K thoughts, where a chain
-(`models.chain`) needs K. d is the displacement v / T of one step. Two trust regions: `cap`, the root mean square of d is at most
-`trust` rms_E, and `ball`, that of z at most rms_E, the size of an embedding. The answer is then read after z_T in one ordinary pass.
+(`models.chain`) needs K. h' is there because a decoder's hidden state says what comes next: were d a function of h' alone, the steps
+would be the Jacobi iteration of a chain (PCCoT, Wu et al. 2025). d is the displacement v / T of one step. Two trust regions: `cap`,
+the root mean square of d is at most `trust` rms_E, and `ball`, that of z at most rms_E, the size of an embedding. The answer is then
+read after z_T in one ordinary pass.
 
 Gradients are autograd's own: each pass keeps its keys and values as tensors, so that what later passes send back reaches the prompt.
 Shapes: R rows, S slots read before, Q longest row of new positions, N new positions of all rows together, L latents, H heads.
@@ -33,14 +36,17 @@ Layers = dict[int, tuple[Tensor, Tensor]]
 
 @dataclass
 class Past:
-    """What R rows have read. layers: keys and values [R, Hk, S, D]. valid_RS: bool, slots that hold a position. length_R: int64."""
+    """What R rows have read. layers: keys and values [R, Hk, S, D]. valid_RS: bool, slots that hold a position. length_R: int64. last_RD:
+    hidden state of the last position."""
 
     layers: Layers
     valid_RS: Tensor
     length_R: Tensor
+    last_RD: Tensor
 
     def detach(self) -> Past:
-        return Past({i: (k.detach(), v.detach()) for i, (k, v) in self.layers.items()}, self.valid_RS, self.length_R)
+        layers = {i: (k.detach(), v.detach()) for i, (k, v) in self.layers.items()}
+        return Past(layers, self.valid_RS, self.length_R, self.last_RD.detach())
 
 
 class Layout:
@@ -55,6 +61,7 @@ class Layout:
         first_R = width_R.cumsum(0) - width_R
         self.own_RQ = torch.where(self.real_RQ, first_R[:, None] + query_Q, 0)
         self.from_N = self.row_N * longest + self.query_N
+        self.end_R = first_R + width_R - 1
         self.position_N = past.length_R[self.row_N] + self.query_N
         own = (query_Q[:, None] >= query_Q).expand(len(width_R), -1, -1)
         seen = past.valid_RS[:, None].expand(-1, longest, -1)
@@ -100,11 +107,12 @@ class Read:
             inputs_embeds=x_ND[None], position_ids=self.layout.position_N[None], use_cache=False, reader=self
         ).last_hidden_state[0]
 
-    @property
-    def after(self) -> Past:
-        """Past and what this pass read."""
+    def after(self, hidden_ND: Tensor) -> Past:
+        """Past and what this pass read. hidden_ND: what `run` gave."""
         valid = torch.cat([self.past.valid_RS, self.layout.real_RQ], 1)
-        return Past(self.layers, valid, self.past.length_R + self.layout.width_R)
+        moved_R1 = (self.layout.width_R > 0)[:, None]
+        last_RD = torch.where(moved_R1, hidden_ND[self.layout.end_R.clamp(min=0)], self.past.last_RD)
+        return Past(self.layers, valid, self.past.length_R + self.layout.width_R, last_RD)
 
 
 @dataclass
@@ -118,7 +126,10 @@ class Field:
 
     def __call__(self, z_LD: Tensor, t_L: Tensor | float) -> Tensor:
         """[L, D] displacement of one Euler step at latents z and times t in [0, 1)."""
-        return self.thinker.displacement(Read(self.past, self.layout).run(self.lm, self.thinker.clocked(z_LD, t_L)))
+        hidden = Read(self.past, self.layout).run(self.lm, self.thinker.clocked(z_LD, t_L))
+        first_L1 = (self.layout.query_N == 0)[:, None]
+        before = torch.where(first_L1, self.past.last_RD[self.layout.row_N], hidden.roll(1, 0))
+        return self.thinker.displacement(torch.cat([hidden, before], 1), z_LD)
 
     def start(self, epsilon_LD: Tensor | None = None) -> Tensor:
         """[L, D] z_0."""
@@ -225,7 +236,8 @@ def flow(
         noise_MD = torch.zeros_like(all_MD)
         noise_MD[latent_BT.flatten()] = epsilon_LD.to(all_MD)
     at_BT = torch.zeros_like(token_BT).flatten()
-    past = Past({}, torch.zeros(rows, 0, dtype=torch.bool, device=device), torch.zeros_like(length_B))
+    nothing = embed.weight.new_zeros(rows, embed.weight.shape[1])
+    past = Past({}, torch.zeros(rows, 0, dtype=torch.bool, device=device), torch.zeros_like(length_B), nothing)
     hidden, blocks, count = [], [], 0
 
     def widths(number: int) -> Tensor:
@@ -237,11 +249,12 @@ def flow(
 
     now = Read(past, Layout(past, widths(0)))
     cell_N = place(now.layout)
-    hidden.append(now.run(lm, embed(token_BT.flatten()[cell_N])))
+    out = now.run(lm, embed(token_BT.flatten()[cell_N]))
+    hidden.append(out)
     at_BT[cell_N] = torch.arange(len(cell_N), device=device)
     count += len(cell_N)
     for number in range(1, max(map(len, spans)), 2):
-        past = now.after
+        past = now.after(out)
         inner = Layout(past, widths(number))
         rest = Layout(past, inner.width_R + widths(number + 1))
         mine_L, cell_N = place(inner), place(rest)
@@ -260,7 +273,7 @@ def flow(
         at_BT[cell_N] = count + torch.arange(len(cell_N), device=device)
         count += len(cell_N)
         blocks.append(block)
-    return Thought(torch.cat(hidden), at_BT.view(rows, width), all_MD[latent_BT.flatten()], now.after, blocks)
+    return Thought(torch.cat(hidden), at_BT.view(rows, width), all_MD[latent_BT.flatten()], now.after(out), blocks)
 
 
 @torch.no_grad()

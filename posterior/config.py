@@ -52,7 +52,7 @@ class Thinker(Section):
     stop: bool = False
     """Whether the number of latent steps is a sampled decision (at most sampling.latents)."""
     gate: float = Field(0.5, gt=0.0, lt=1.0)
-    """Share of the hidden state in a latent at the start (gated)."""
+    """Share of the hidden state in a latent at the start (gated; flow with endpoint)."""
     temperature: PositiveFloat = 1.0
     """Of the mixture (soft)."""
     expected_steps: PositiveFloat = 4.0
@@ -61,6 +61,8 @@ class Thinker(Section):
     """Steps from z_0 to the latents that the answer is read after (flow)."""
     trust: PositiveFloat = 1.0
     """Largest root mean square of one such step, in units of an embedding's (flow)."""
+    endpoint: bool = False
+    """Whether the velocity field says where to go (m - z) instead of which way (flow)."""
 
 
 class Model(Section):

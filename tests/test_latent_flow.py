@@ -228,7 +228,7 @@ def test_linear_gaussian_optimum_in_closed_form(tmp_path: Path) -> None:
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=rng, dtype=torch.float64)
 
-    n, s2 = 200_000, 0.5
+    n, s2 = 20_000, 0.5
     a, b = normal(3, 16), normal(3, 4)
     x, z = normal(n, 4), normal(n, 16)
     y = x @ b.T + normal(n, 3)
@@ -371,3 +371,22 @@ def test_other_thinkers_and_several_blocks_are_refused(path: str, tmp_path: Path
     batch = collate([trace], [trace.view()])
     with pytest.raises(ValueError, match="one block of latents an answer, these have 2"):
         algorithm.terms("policy", ModelForward(model64(path), batch), batch)
+
+
+def test_the_comparison_counts_flops_of_what_it_does() -> None:
+    """Positions are the currency; attention's share is small."""
+    from benchmarks.latent_flow import VARIANTS, flops_of_example
+    from models.flops import FlopModel
+
+    cost = FlopModel(parameters=1000, layers=0, width=1)
+
+    def positions(name: str, latents: int = 3) -> float:
+        return flops_of_example(cost, 9, latents, 2, VARIANTS[name], 4) / 2000
+
+    assert positions("no_thought", 0) == 3 * 11
+    assert positions("neuralese") == positions("pause") == 3 * 14
+    assert positions("through") == 3 * 14 + 3 * 4 * 3  # four steps over three latents, forwards and backwards
+    assert (
+        positions("local") == 3 * 14 + 4 * 3 + 3 * 3 + 2 * 5
+    )  # steps forwards, one regressed, one gradient of the reading
+    assert positions("adjoint") == positions("local") + 2 * 4 * 3
