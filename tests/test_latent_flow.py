@@ -39,7 +39,8 @@ def folder(tmp: Path, family: str = "gpt2", **thinker: Any) -> str:
     path = write_model(tmp / family, ENV.words(), family=family, width=16, length=48, heads=2)
     mind = Thinker(ThinkerConfig(kind="flow", **thinker), load_role(str(path)).base)
     torch.manual_seed(1)
-    torch.nn.init.normal_(mind.velocity.weight, std=0.15)
+    if not thinker.get("endpoint"):
+        torch.nn.init.normal_(mind.velocity.weight, std=0.15)
     mind.save(path)
     return str(path)
 
@@ -114,6 +115,30 @@ def test_the_adjoint_is_the_finite_difference_through_the_later_steps(path: str)
         assert found == pytest.approx(float((adjoint[n] * direction).sum()), rel=1e-5, abs=1e-7)
     # one step before the end the value's gradient is not the moment's: the field answers to where it stands
     assert not torch.allclose(adjoint[-1], block.gradient(block.path[steps - 1]), rtol=1e-2)
+
+
+def test_an_uncapped_endpoint_of_the_position_before_is_a_chain(tmp_path: Path) -> None:
+    """Jacobi iteration: after as many steps as there are latents, the flow stands where thinking one after another would."""
+    path = folder(tmp_path, endpoint=True, euler_steps=3, trust=10.0)
+    model = model64(path)
+    mind = model.thinker
+    assert mind is not None
+    with torch.no_grad():
+        mind.up.weight[:, :16].zero_()  # nothing of the position itself
+        mind.clock.weight.zero_()
+        mind.clock.bias.zero_()
+    batch, _ = batch_of(method(path))
+    made = ModelForward(model, batch).thought
+    assert made is not None
+    # one sweep more changes nothing
+    block = made.blocks[0]
+    assert torch.allclose(mind.ball(block.path[-1] + block.field(block.path[-1], 0.0)), block.path[-1], atol=1e-9)
+    # and each latent is the gated feedback of the hidden state before it, in the ordinary reading of the row
+    hidden_BTD = ModelForward(model, batch, latents=made.latents_LD).hidden_BTD
+    latent_BT = batch.kind_BT == Kind.LATENT
+    before = hidden_BTD[:, :-1][latent_BT[:, 1:]]
+    chain = mind.displacement(torch.cat([torch.zeros_like(before), before], 1), torch.zeros_like(before))
+    assert torch.allclose(chain, made.latents_LD, atol=1e-6)
 
 
 def test_euler_along_the_exact_gradient_raises_logp(path: str) -> None:
@@ -318,9 +343,10 @@ def trace_of(prefix: Prefix, sample: Any) -> Trace:
     )
 
 
-def test_what_is_served_is_what_is_learnt_from(tmp_path: Path) -> None:
+@pytest.mark.parametrize("endpoint", [False, True])
+def test_what_is_served_is_what_is_learnt_from(tmp_path: Path, endpoint: bool) -> None:
     """Log-probabilities of sampler and learner, alone or in a crowd, over two turns of thought, with noise, prompts of mixed length."""
-    path = folder(tmp_path, noise=0.4)
+    path = folder(tmp_path, noise=0.4, endpoint=endpoint)
     rng = np.random.default_rng(0)
     rows = [rng.integers(4, 10, rng.integers(2, 9)).astype(np.int32) for _ in range(9)]
     given = [Prefix(row, np.zeros(len(row), np.uint8), seed=i, eps_seed=i) for i, row in enumerate(rows)]
