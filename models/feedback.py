@@ -82,8 +82,8 @@ class Thinker(nn.Module):
             if config.endpoint:
                 self.up, self.down = nn.Linear(2 * width, width), nn.Linear(width, width)
                 # at the start the steps are the Jacobi iteration of a gated chain (see `models.velocity`)
-                for weight in (self.clock.weight, self.clock.bias, self.up.weight[:, :width]):
-                    nn.init.zeros_(weight)
+                for still in (self.clock.weight, self.clock.bias, self.up.weight[:, :width]):
+                    nn.init.zeros_(still)
             else:
                 self.velocity = nn.Linear(2 * width, width)
                 nn.init.zeros_(self.velocity.weight)  # z stays at the pause token until something is learnt

@@ -117,28 +117,32 @@ def test_the_adjoint_is_the_finite_difference_through_the_later_steps(path: str)
     assert not torch.allclose(adjoint[-1], block.gradient(block.path[steps - 1]), rtol=1e-2)
 
 
-def test_an_uncapped_endpoint_of_the_position_before_is_a_chain(tmp_path: Path) -> None:
-    """Jacobi iteration: after as many steps as there are latents, the flow stands where thinking one after another would."""
+def test_a_fresh_endpoint_field_is_a_gated_chain(tmp_path: Path) -> None:
+    """In value and in gradient, with as many steps as latents and no cap: the steps are the chain's Jacobi iteration, which is through
+    after K sweeps."""
     path = folder(tmp_path, endpoint=True, euler_steps=3, trust=10.0)
-    model = model64(path)
-    mind = model.thinker
-    assert mind is not None
-    with torch.no_grad():
-        mind.up.weight[:, :16].zero_()  # nothing of the position itself
-        mind.clock.weight.zero_()
-        mind.clock.bias.zero_()
-    batch, _ = batch_of(method(path))
-    made = ModelForward(model, batch).thought
-    assert made is not None
-    # one sweep more changes nothing
-    block = made.blocks[0]
-    assert torch.allclose(mind.ball(block.path[-1] + block.field(block.path[-1], 0.0)), block.path[-1], atol=1e-9)
-    # and each latent is the gated feedback of the hidden state before it, in the ordinary reading of the row
-    hidden_BTD = ModelForward(model, batch, latents=made.latents_LD).hidden_BTD
-    latent_BT = batch.kind_BT == Kind.LATENT
-    before = hidden_BTD[:, :-1][latent_BT[:, 1:]]
-    chain = mind.displacement(torch.cat([torch.zeros_like(before), before], 1), torch.zeros_like(before))
-    assert torch.allclose(chain, made.latents_LD, atol=1e-6)
+    moved, chain = model64(path), model64(path)
+    mine = moved.thinker
+    assert mine is not None
+    chain.thinker = Thinker(ThinkerConfig(), chain.base)
+    halves = {name: value[:, 16:] if name == "up.weight" else value for name, value in mine.state_dict().items()}
+    chain.thinker.load_state_dict({name: halves[name] for name in chain.thinker.state_dict()})
+    batch, _ = batch_of(method(path, flow=0.0))
+    found = []
+    for model in (moved, chain):
+        forward = ModelForward(model, batch)
+        torch.where(batch.kind_BT == Kind.TARGET, forward.logprobs_BT, 0.0).sum().backward()
+        found.append((forward, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}))
+    (ours, mine_by), (theirs, other_by) = found
+    assert ours.latents is not None
+    assert theirs.latents is not None
+    assert torch.allclose(ours.latents, theirs.latents, atol=1e-10)
+    assert torch.allclose(ours.logprobs_BT, theirs.logprobs_BT, atol=1e-6)
+    for name, gradient in other_by.items():
+        same = mine_by[name][:, 16:] if name == "thinker.up.weight" else mine_by[name]
+        assert torch.allclose(same, gradient, atol=1e-6), name
+    assert mine_by["thinker.up.weight"][:, :16].abs().max() > 1e-6  # and it may become more than that
+    assert mine_by["thinker.clock.weight"].abs().max() > 1e-6
 
 
 def test_euler_along_the_exact_gradient_raises_logp(path: str) -> None:
