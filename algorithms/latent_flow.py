@@ -22,8 +22,11 @@ sum_y p grad log p = grad sum_y p = 0. So for any belief q(y | x, z) of the fiel
 
     d = rate sum_y (q(y) - p(y)) grad_z log p(y | x, z):
 
-it moves only where the field knows better than the reader does. `model.grad: exact` is not bound by that: through the Euler
-steps, cross-entropy sends every step the increment d + a as its target, not a itself, and its stationary point is a = 0.
+it moves only where the field knows better than the reader does. They are one decoder, so with `model.grad: detached` the regression
+soon says d = 0, which is what benchmarks/latent_flow.py measures: steps shrink to nothing. `model.grad: exact` is not bound by that:
+through the Euler steps, cross-entropy sends every step a, not as its goal but as a correction (the gradient of a regression on
+d + a), whose stationary point is a = 0 with d whatever led there. With `endpoint`, as many steps as latents and no cap, a fresh field
+is a gated neuralese chain, in value and gradient, run as parallel sweeps.
 
 Source of the first formulation: the project's facts page (neuralese, section 7, item 8).
 """

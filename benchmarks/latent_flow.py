@@ -67,18 +67,37 @@ class Variant:
     grad: str = "exact"
     latents: bool = True
     options: dict[str, Any] = field(default_factory=dict)
+    thinker: dict[str, Any] = field(default_factory=dict)
 
 
+WIDE = {"endpoint": True, "trust": 2.0}
+"""A field that says where to go, with nothing but the ball to bound it: at the start its steps are a chain's Jacobi iteration."""
 VARIANTS = {
     "no_thought": Variant("answers at once", kind="gated", latents=False),
     "pause": Variant("pause tokens", kind="pause"),
     "neuralese": Variant("latents one after another, BPTT", kind="gated"),
-    "local": Variant("regression on grad_z log p(y*|x,z) alone", grad="detached"),
-    "adjoint": Variant(
-        "regression on the gradient through later steps", grad="detached", options={"target": "adjoint"}
+    "through": Variant("cross-entropy through the Euler steps, no regression", options={"flow": 0.0}, thinker=WIDE),
+    "local": Variant(
+        "free field, regression on grad_z log p(y*|x,z) alone",
+        grad="detached",
+        options={"flow": 0.1, "rate": 100.0},
+        thinker={"trust": 0.5},
     ),
-    "through": Variant("cross-entropy through the Euler steps, no regression", options={"flow": 0.0}),
-    "both": Variant("cross-entropy through the steps and local regression", options={"flow": 0.1}),
+    "local_endpoint": Variant(
+        "the same for a field that says where to go",
+        grad="detached",
+        options={"flow": 0.1, "rate": 100.0},
+        thinker={"endpoint": True, "trust": 0.5},
+    ),
+    "adjoint": Variant(
+        "the same, on the gradient through the later steps",
+        grad="detached",
+        options={"flow": 0.1, "rate": 100.0, "target": "adjoint"},
+        thinker={"endpoint": True, "trust": 0.5},
+    ),
+    "both": Variant(
+        "cross-entropy through the steps and local regression", options={"flow": 0.1, "rate": 100.0}, thinker=WIDE
+    ),
 }
 
 
@@ -123,7 +142,8 @@ def train(
     env = setting.env()
     path = write_model(folder / "model", env.words(), family="gpt2", layers=2, width=64, heads=4, length=32, seed=seed)
     torch.manual_seed(seed)
-    Thinker(ThinkerConfig(kind=variant.kind, euler_steps=setting.euler_steps), load_role(str(path)).base).save(path)  # type: ignore[arg-type]
+    mind = ThinkerConfig(kind=variant.kind, euler_steps=setting.euler_steps, **variant.thinker)  # type: ignore[arg-type]
+    Thinker(mind, load_role(str(path)).base).save(path)
     model = load_role(str(path), grad=variant.grad)
     sampling = SamplingParams(latents=setting.hops if variant.latents else 0, latents_from="task")
     context = Context(str(path), sampling, seed)
