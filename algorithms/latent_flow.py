@@ -1,32 +1,36 @@
 """Latent flow: learn a velocity field over a continuous thought that points to where the good answer becomes likelier.
 
-    prompt x ──► z_0 ──d──► z_1 ──d──► ... ──d──► z_T ──► y*        d(z, x, t): one Euler step of the field (`models.velocity`)
+    prompt x ──► z_0 ──d──► z_1 ──d──► ... ──d──► z_T ──► y*        d(z, x, t): one Euler step (`models.velocity`)
 
 At inference the field moves the latents without knowing y. In training, where y* is known, two losses:
 
-    ce      mean of -log p(y* | x, z_T): teaches the reader, and, as far as `model.grad` lets it through the Euler steps, the field
-    flow    mean square of d(z_n, x, t_n) - u, in units of rms_E, at one n drawn for each example; the reader gets nothing from it:
+    ce      mean of -log p(y* | x, z_T): teaches the reader, and, as far as `model.grad` lets it through the steps, the
+            field
+    flow    mean square of d(z_n, x, t_n) - u, in units of rms_E, at one n drawn for each example; teaches the field:
 
             target: local      u = cap( rate g^ + prior (z_0 - z_n) ),   g = grad_z log p(y* | x, z_n)
             target: adjoint    u = cap( rate a^ + prior (z_0 - z_n) ),   a = grad_{z_n} log p(y* | x, z_T(z_n))
 
-with ^ for gradients taken in units of rms_E (rms_E^2 g), all gradients constants, and cap the field's own bound on a step.
+with ^ for gradients taken in units of rms_E (rms_E^2 g), all gradients constants, and cap the field's own bound on a
+step.
 
-What the regressions mean. The minimiser of a mean square is a conditional mean, so with `local` the optimum (where the cap does not
-bind) is d = rate grad_z E_{y|x} log p(y | x, z_n): the answers' gradients are averaged by the regression itself, and the flow climbs
-the expected log-likelihood, pulled back to z_0 by the score of a Gaussian prior around it. `adjoint` climbs what the field itself will
-make of z_n in its later steps: the gradient of the value instead of that of the moment.
+What the regressions mean. The minimiser of a mean square is a conditional mean, so with `local` the optimum (where the
+cap does not bind) is d = rate grad_z E_{y|x} log p(y | x, z_n): the answers' gradients are averaged by the regression
+itself, and the flow climbs the expected log-likelihood, pulled back to z_0 by the score of a Gaussian prior around it.
+`adjoint` climbs what the field itself will make of z_n in its later steps: the gradient of the value instead of that of
+the moment.
 
-What to expect, since it decides where the field can help. For y drawn from the reader's own p(. | x, z) the expected g is
-sum_y p grad log p = grad sum_y p = 0. So for any belief q(y | x, z) of the field the best regression is
+What to expect, since it decides where the field can help. For y drawn from the reader's own p(. | x, z) the expected g
+is sum_y p grad log p = grad sum_y p = 0. So for any belief q(y | x, z) of the field the best regression is
 
     d = rate sum_y (q(y) - p(y)) grad_z log p(y | x, z):
 
-it moves only where the field knows better than the reader does. They are one decoder, so with `model.grad: detached` the regression
-soon says d = 0, which is what benchmarks/latent_flow.py measures: steps shrink to nothing. `model.grad: exact` is not bound by that:
-through the Euler steps, cross-entropy sends every step a, not as its goal but as a correction (the gradient of a regression on
-d + a), whose stationary point is a = 0 with d whatever led there. With `endpoint`, as many steps as latents and no cap, a fresh field
-is a gated neuralese chain, in value and gradient, run as parallel sweeps.
+it moves only where the field knows better than the reader does. They are one decoder, so with `model.grad: detached`
+the regression soon says d = 0, which is what benchmarks/latent_flow.py measures: steps shrink to nothing. `model.grad:
+exact` is not bound by that: through the Euler steps, cross-entropy sends every step a, not as its goal but as a
+correction (the gradient of a regression on d + a), whose stationary point is a = 0 with d whatever led there. With
+`endpoint`, as many steps as latents and no cap, a fresh field is a gated neuralese chain, in value and gradient, run as
+parallel sweeps.
 
 Source of the first formulation: the project's facts page (neuralese, section 7, item 8).
 """
@@ -52,7 +56,8 @@ from models.velocity import Block
 
 
 class LatentFlowConfig(NeuraleseSFTConfig):
-    """Options of latent flow. The number of latents is sampling.latents; Euler steps and bounds are the thinker's (kind: flow)."""
+    """Options of latent flow. The number of latents is sampling.latents; Euler steps and bounds are the thinker's
+    (kind: flow)."""
 
     model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 
@@ -68,7 +73,8 @@ class LatentFlowConfig(NeuraleseSFTConfig):
 
 
 class LatentFlow(NeuraleseSFT):
-    """Neuralese-SFT's examples and cross-entropy, and the regression of the velocity field; one trainable role, "policy"."""
+    """Neuralese-SFT's examples and cross-entropy, and the regression of the velocity field; one trainable role,
+    "policy"."""
 
     Config: ClassVar[type[LatentFlowConfig]] = LatentFlowConfig
     config: LatentFlowConfig
@@ -89,7 +95,8 @@ class LatentFlow(NeuraleseSFT):
         return metrics
 
     def terms(self, role: str, forward: Forward, batch: Batch) -> dict[str, Term]:
-        """ "ce" as in neuralese-SFT; "flow": mean square of displacement minus target over a latent's values, at latent positions."""
+        """ "ce" as in neuralese-SFT; "flow": mean square of displacement minus target over a latent's values, at latent
+        positions."""
         terms = super().terms(role, forward, batch)
         latent_BT = batch.kind_BT == Kind.LATENT
         if self.config.flow == 0 or not bool(latent_BT.any()) or (thought := forward.thought) is None:

@@ -3,16 +3,16 @@
     python -m benchmarks.latent_flow --json [--quick] [--seeds 3] [--hops 5] [--symbols 8] [--updates 750] [--batch 256]
                                      [--variants neuralese through ...] [--cache FILE]
 
-The model is that of tune_configs/neuralese_pointer_chase.yaml (GPT-2 family, 2 layers, width 64, about 110k parameters, from nothing).
-Every variant may spend the FLOPs (`models.flops`) of `updates` updates of neuralese; forward and backward passes count three forwards,
-passes whose gradient stops at the latents two. A cheaper variant takes more updates. One CPU process, the learner's own update
-(`actors.update`), the same tasks in the same order.
+The model is that of tune_configs/neuralese_pointer_chase.yaml (GPT-2 family, 2 layers, width 64, about 110k parameters,
+from nothing). Every variant may spend the FLOPs (`models.flops`) of `updates` updates of neuralese; forward and
+backward passes count three forwards, passes whose gradient stops at the latents two. A cheaper variant takes more
+updates. One CPU process, the learner's own update (`actors.update`), the same tasks in the same order.
 
-accuracy: of the whole answer, teacher-forced argmax, held-out problems, mean over numbers of hops; intervals are Student's over seeds.
-Figures of a flow beside it: cosine of its steps with the gradient of log p(y*|x,z) on held-out problems, and the gain in log p(y*) from z_0
-to z_T. `oracle` follows that gradient itself, with y* known: how far the reader can be steered. `surrogate` is test-time ascent on
-log p(y'|x,z) of the answer y' that is likeliest at z_T. transplant: accuracy with another problem's latents; follows: how often the answer
-is then the other problem's.
+accuracy: of the whole answer, teacher-forced argmax, held-out problems, mean over numbers of hops; intervals are
+Student's over seeds. Figures of a flow beside it: cosine of its steps with the gradient of log p(y*|x,z) on held-out
+problems, and the gain in log p(y*) from z_0 to z_T. `oracle` follows that gradient itself, with y* known: how far the
+reader can be steered. `surrogate` is test-time ascent on log p(y'|x,z) of the answer y' that is likeliest at z_T.
+transplant: accuracy with another problem's latents; follows: how often the answer is then the other problem's.
 
 --cache keeps finished runs in a file of JSON lines, so that a long comparison can be made in parts.
 """
@@ -71,7 +71,8 @@ class Variant:
 
 
 WIDE = {"endpoint": True, "trust": 2.0}
-"""A field that says where to go, with nothing but the ball to bound it: at the start its steps are a chain's Jacobi iteration."""
+"""A field that says where to go, with nothing but the ball to bound it: at the start its steps are a chain's Jacobi
+iteration."""
 VARIANTS = {
     "no_thought": Variant("answers at once", kind="gated", latents=False),
     "pause": Variant("pause tokens", kind="pause"),
@@ -186,7 +187,8 @@ def groups_of(method: NeuraleseSFT, tasks: Sequence[Task], first: int) -> list[G
 
 
 def judge(model: RoleModel, batch: Batch, latents: Tensor | None) -> tuple[np.ndarray, float]:
-    """(int64[B] first token of the likeliest answer, -1 where the rest of it is wrong; mean log p of the good answers)"""
+    """(int64[B] first token of the likeliest answer, -1 where the rest of it is wrong; mean log p of the good
+    answers)"""
     forward = ModelForward(model, batch, latents=latents)
     target_BT = batch.kind_BT == Kind.TARGET
     best = model.logits(forward.hidden_BTD[:, :-1][target_BT[:, 1:]]).argmax(-1)

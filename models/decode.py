@@ -128,7 +128,7 @@ class Decoder:
     def _read(
         self, new: Sequence[Request], token: np.ndarray, kind: np.ndarray, length: np.ndarray
     ) -> tuple[Tensor, Tensor, Past, list[int]]:
-        """Prefixes: ([N, D] hidden states, int64[B, T] places among them, keys and values, the row there of each request)."""
+        """Prefixes: ([N, D] hidden states, int64[B, T] places among them, keys and values, the row there of each)."""
         thinker, lm = self.model.thinker, self.model.base
         assert thinker is not None
         if thinker.config.kind == "flow":
@@ -239,7 +239,7 @@ class Decoder:
         return latent
 
     def _plan_blocks(self, rows: Sequence[int], hidden_ND: Tensor) -> None:
-        """A flow makes all latents of a row's block when the row begins to think. rows: those that think; hidden_ND: theirs."""
+        """A flow makes all latents of a block when its row begins to think. rows: those that think; hidden_ND: theirs."""
         thinker = self.model.thinker
         assert thinker is not None
         new = [i for i, row in enumerate(rows) if self.active[row].block_KD is None]

@@ -5,7 +5,7 @@
     gated   rms_E norm((1-g) norm(pause) + g norm(W2 gelu(W1 h)))   the default: from a learned pause token on, as large as an embedding
     soft    softmax(logits(h) / temperature) E                      soft thinking (Zhang et al. 2025)
     pause   one learned embedding, whatever h is                    a control: time to compute, nothing fed back (Goyal et al. 2024)
-    flow    moved from a pause token by a velocity field            `models.velocity`: a block's latents at once, in Euler steps
+    flow    moved from a pause token by a velocity field            `models.velocity`: all of a block at once
 
 h is the final hidden state after the last norm; E the input embeddings and rms_E their root mean square. What is fed back far above
 the size of an embedding drowns the residual stream, and one that starts far from anything the model has read makes the first steps noise.
@@ -123,8 +123,8 @@ class Thinker(nn.Module):
         return z_LD + self.rms.to(z_LD.dtype) * self.clock(torch.cat([turn.sin(), turn.cos()], 1).to(z_LD.dtype))
 
     def displacement(self, hidden_L2D: Tensor, z_LD: Tensor) -> Tensor:
-        """[L, D] one Euler step of the velocity field at z, from the hidden states there and one position before: at most `trust` rms_E
-        long (flow)."""
+        """[L, D] one Euler step of the velocity field at z, from the hidden states there and one position before: at
+        most `trust` rms_E long (flow)."""
         if self.config.endpoint:
             step = self._gated(self.down(nn.functional.gelu(self.up(hidden_L2D)))) - z_LD
         else:

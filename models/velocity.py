@@ -2,17 +2,20 @@
 
     z_0 = pause token (+ noise)         K latents of width D between prompt and answer
     z_{n+1} = ball(z_n + d(z_n, x, t_n))        T Euler steps, t_n = n / T
-    d = cap(rms_E W [h, h'])            h: the decoder's hidden states over z_n + clock(t_n), after the prompt x; h': of the position before
-    d = cap(m - z_n)                    with `endpoint`: m = rms_E norm((1-g) norm(pause) + g norm(W2 gelu(W1 [h, h'])))
+    d = cap(rms_E W [h, h'])                    or, with `endpoint`,
+    d = cap(m - z_n),  m = rms_E norm((1-g) norm(pause) + g norm(W2 gelu(W1 [h, h'])))
 
-One step is one parallel pass over the K latents, given the prompt's keys and values: T passes for K thoughts, where a chain
-(`models.chain`) needs K. h' is there because a decoder's hidden state says what comes next: were d a function of h' alone, the steps
-would be the Jacobi iteration of a chain (PCCoT, Wu et al. 2025). d is the displacement v / T of one step. Two trust regions: `cap`,
-the root mean square of d is at most `trust` rms_E, and `ball`, that of z at most rms_E, the size of an embedding. The answer is then
-read after z_T in one ordinary pass.
+h are the decoder's hidden states over z_n + clock(t_n), after the prompt x; h' those of the position before.
 
-Gradients are autograd's own: each pass keeps its keys and values as tensors, so that what later passes send back reaches the prompt.
-Shapes: R rows, S slots read before, Q longest row of new positions, N new positions of all rows together, L latents, H heads.
+One step is one parallel pass over the K latents, given the prompt's keys and values: T passes for K thoughts, where a
+chain (`models.chain`) needs K. h' is there because a decoder's hidden state says what comes next: were d a function of
+h' alone, the steps would be the Jacobi iteration of a chain (PCCoT, Wu et al. 2025). d is the displacement v / T of one
+step. Two trust regions: `cap`, the root mean square of d is at most `trust` rms_E, and `ball`, that of z at most rms_E,
+the size of an embedding. The answer is then read after z_T in one ordinary pass.
+
+Gradients are autograd's own: each pass keeps its keys and values as tensors, so that what later passes send back
+reaches the prompt. Shapes: R rows, S slots read before, Q longest row of new positions, N new positions of all rows
+together, L latents, H heads.
 """
 
 from __future__ import annotations
@@ -36,8 +39,8 @@ Layers = dict[int, tuple[Tensor, Tensor]]
 
 @dataclass
 class Past:
-    """What R rows have read. layers: keys and values [R, Hk, S, D]. valid_RS: bool, slots that hold a position. length_R: int64. last_RD:
-    hidden state of the last position."""
+    """What R rows have read. layers: keys and values [R, Hk, S, D]. valid_RS: bool, slots that hold a position.
+    length_R: int64. last_RD: hidden state of the last position."""
 
     layers: Layers
     valid_RS: Tensor
@@ -137,7 +140,8 @@ class Field:
         return self.thinker.ball(z if epsilon_LD is None else self.thinker.noisy(z, epsilon_LD))
 
     def path(self, z_LD: Tensor, grad: Gradient = EXACT) -> list[Tensor]:
-        """z_0 .. z_T, each [L, D]. Without the gradients that `grad` leaves out: detached, none; truncated, none before the last steps."""
+        """z_0 .. z_T, each [L, D]. Without the gradients that `grad` leaves out: detached, none; truncated, none before
+        the last steps."""
         steps = self.thinker.config.euler_steps
         first = steps if grad.detached else 0 if grad.last is None else max(0, steps - grad.last)
         path = [z_LD if first == 0 else z_LD.detach()]
@@ -159,8 +163,8 @@ class Field:
 class Block:
     """One block of latents of a batch, and what is read after it.
 
-    path: z_0 .. z_T, each [L, D]. rest: layout of the latents and the tokens up to the next block. token_N, latent_N, target_N: of its
-    positions: int64 ids; bool, latents; bool, tokens of a good answer.
+    path: z_0 .. z_T, each [L, D]. rest: layout of the latents and the tokens up to the next block. token_N, latent_N,
+    target_N: of its positions: int64 ids; bool, latents; bool, tokens of a good answer.
     """
 
     field: Field
@@ -192,7 +196,8 @@ class Block:
             return torch.autograd.grad(self.logprob(leaf).sum(), leaf)[0]
 
     def adjoint(self) -> list[Tensor]:
-        """T tensors [L, D]: grad of log p(y* | x, z_T) with respect to z_0 .. z_{T-1}, through the field's own later steps; no graph."""
+        """T tensors [L, D]: grad of log p(y* | x, z_T) with respect to z_0 .. z_{T-1}, through the field's own later
+        steps; no graph."""
         with torch.enable_grad():
             apart = Field(self.field.lm, self.field.thinker, self.field.past.detach(), self.field.layout)
             path = apart.path(self.path[0].detach().requires_grad_())
@@ -201,7 +206,8 @@ class Block:
 
 @dataclass
 class Thought:
-    """A batch that was thought through and read. hidden_ND, at_BT, latents_LD: as of `models.thinking.think`. past: all of it."""
+    """A batch that was thought through and read. hidden_ND, at_BT, latents_LD: as of `models.thinking.think`. past: all
+    of it."""
 
     hidden_ND: Tensor
     at_BT: Tensor
@@ -222,8 +228,8 @@ def flow(
 ) -> Thought:
     """Read right-padded rows with latent blocks anywhere (see `models.chain_plan`), their latents made by the flow.
 
-    epsilon_LD: standard normal noise of z_0, in order of row and position. replace: gives the [L, D] latents to read after a block's
-    path, instead of its end.
+    epsilon_LD: standard normal noise of z_0, in order of row and position. replace: gives the [L, D] latents to read
+    after a block's path, instead of its end.
     """
     device, (rows, width) = token_BT.device, token_BT.shape
     kind, lengths = kind_BT.cpu().numpy(), length_B.tolist()

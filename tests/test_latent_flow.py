@@ -1,5 +1,5 @@
-"""Latent flow: the regression's target is the gradient it is called, its optimum the average over answers, steps stay in their bounds, and
-what is served is what is learnt from."""
+"""Latent flow: the regression's target is the gradient it is called, its optimum the average over answers, steps stay
+in their bounds, and what is served is what is learnt from."""
 
 from __future__ import annotations
 
@@ -118,8 +118,8 @@ def test_the_adjoint_is_the_finite_difference_through_the_later_steps(path: str)
 
 
 def test_a_fresh_endpoint_field_is_a_gated_chain(tmp_path: Path) -> None:
-    """In value and in gradient, with as many steps as latents and no cap: the steps are the chain's Jacobi iteration, which is through
-    after K sweeps."""
+    """In value and in gradient, with as many steps as latents and no cap: the steps are the chain's Jacobi iteration,
+    which is through after K sweeps."""
     path = folder(tmp_path, endpoint=True, euler_steps=3, trust=10.0)
     moved, chain = model64(path), model64(path)
     mine = moved.thinker
@@ -193,8 +193,9 @@ def answered(trace: Trace, answer: int) -> Trace:
 
 
 def test_the_optimum_averages_over_answers(tmp_path: Path) -> None:
-    """One prompt, several good answers of unequal frequency, one Euler step: at d = mean of the answers' gradients the loss is stationary
-    in the field's head, which can move d anywhere; the mean over the reader's own distribution is zero."""
+    """One prompt, several good answers of unequal frequency, one Euler step: at d = mean of the answers' gradients the
+    loss is stationary in the field's head, which can move d anywhere; the mean over the reader's own distribution is
+    zero."""
     path = folder(tmp_path, euler_steps=1, trust=1e6)
     algorithm, model = method(path, rate=0.7), model64(path, "detached")
     assert model.thinker is not None
@@ -248,7 +249,8 @@ class LinearGaussian:
 
 
 def test_linear_gaussian_optimum_in_closed_form(tmp_path: Path) -> None:
-    """Regressing on targets at sampled (x, y, z) finds rate rms^2 A'(B x - A z) / s2 - prior z, though it never sees E[y|x] = B x."""
+    """Regressing on targets at sampled (x, y, z) finds rate rms^2 A'(B x - A z) / s2 - prior z, though it never sees
+    E[y|x] = B x."""
     path = folder(tmp_path, trust=1e9)
     algorithm = method(path, rate=0.4, prior=0.3)
     thinker: Any = load_role(path, dtype="float64").thinker
@@ -349,7 +351,8 @@ def trace_of(prefix: Prefix, sample: Any) -> Trace:
 
 @pytest.mark.parametrize("endpoint", [False, True])
 def test_what_is_served_is_what_is_learnt_from(tmp_path: Path, endpoint: bool) -> None:
-    """Log-probabilities of sampler and learner, alone or in a crowd, over two turns of thought, with noise, prompts of mixed length."""
+    """Log-probabilities of sampler and learner, alone or in a crowd, over two turns of thought, with noise, prompts of
+    mixed length."""
     path = folder(tmp_path, noise=0.4, endpoint=endpoint)
     rng = np.random.default_rng(0)
     rows = [rng.integers(4, 10, rng.integers(2, 9)).astype(np.int32) for _ in range(9)]
