@@ -340,8 +340,8 @@ class Collector:
     async def _make_examples(self, version: int) -> list[Group]:
         c, n = self.config, self.config.batch_groups
         tasks = await self.envs.tasks(c.train_split, version * n, n, c.seed)
-        made = [(i, task, self.algorithm.example(task, i, version)) for i, task in enumerate(tasks, version * n)]
-        return [Group(task=task, traces=[trace], index=i, admitted=version) for i, task, trace in made]
+        made = [(i, task, self.algorithm.examples(task, i, version)) for i, task in enumerate(tasks, version * n)]
+        return [Group(task=task, traces=traces, index=i, admitted=version) for i, task, traces in made]
 
     async def _admit(self) -> None:
         """Start as many groups as the bound allows, all in one turn of the event loop."""

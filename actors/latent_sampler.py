@@ -89,7 +89,7 @@ class LatentSampler(Serving):
 
     def _apply_weights(self, arrays: dict[str, np.ndarray], version: int) -> None:
         put_weights(self.model, arrays)
-        self._decoder.version = version
+        self._decoder.renew(version)
 
     def _add_samples(self, call: Call, prefixes: Sequence[Prefix], params: SamplingParams) -> None:
         greedy = params.temperature == 0

@@ -211,7 +211,7 @@ class Learner:
         version = step + 1
         row = {"kind": "train", "step": step, "version": version, "seconds": self._seconds(), **metrics}
         # the lineage: which groups, by their place in the run's order of admission, this version was trained on
-        row["groups"] = [group.index for group in groups]
+        row["groups"] = lineage([group.index for group in groups], self.algorithm.offline)
         row.update(clock.laps)
         row["time/checkpoint"] = self.checkpoint_seconds
         row["time/apply_weights"] = published
@@ -370,12 +370,13 @@ class Learner:
     def _batch_metrics(self, groups: Sequence[Group], step: int, reply: BatchReply) -> dict[str, float]:
         traces = [t for g in groups for t in g.live]
         ages = [step - g.admitted for g in groups]
-        sampled = [float(t.sampled.sum()) for t in traces]
+        # what was sampled; of given answers, whose traces nobody sampled, every position that is read
+        lengths = [float(len(t) if self.algorithm.offline else t.sampled.sum()) for t in traces]
         return {
             "staleness/max": float(max(ages)),
             "staleness/mean": float(np.mean(ages)),
-            "length/mean": float(np.mean(sampled)) if sampled else 0.0,
-            "tokens/batch": float(sum(sampled)),
+            "length/mean": float(np.mean(lengths)) if lengths else 0.0,
+            "tokens/batch": float(sum(lengths)),
             "flops/learning": self.flops_learning,
             **reply.totals,
         }
@@ -426,6 +427,14 @@ class Learner:
 
     def _seconds(self) -> float:
         return self.earlier_seconds + time.perf_counter() - self.started
+
+
+def lineage(indices: Sequence[int], offline: bool) -> list[int] | str:
+    """Which groups a batch holds, for its row: a list; of an offline method, whose batches follow in order,
+    "FIRST..LAST"."""
+    if offline and list(indices) == list(range(indices[0], indices[0] + len(indices))):
+        return f"{indices[0]}..{indices[-1]}"
+    return list(indices)
 
 
 class Clock:

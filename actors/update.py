@@ -54,6 +54,14 @@ class Row:
     group: int
 
 
+@dataclass
+class Unit:
+    """Rows that stay in one micro-batch, and their tokens, one row's after another's."""
+
+    rows: list[Row]
+    token: np.ndarray
+
+
 class Totals:
     """Weighted sums over micro-batches and ranks that become metrics."""
 
@@ -192,19 +200,28 @@ class Updater:
             if trace.weights
         ]
 
+    def _units(self, rows: Sequence[Row]) -> list[Unit]:
+        if not self.algorithm.together:
+            return [Unit([row], row.view.token) for row in rows]
+        groups: dict[int, list[Row]] = defaultdict(list)
+        for row in rows:
+            groups[row.group].append(row)
+        return [Unit(own, np.concatenate([row.view.token for row in own])) for own in groups.values()]
+
     def _backward(self, role: str, groups: Sequence[Group], totals: Totals, gap_version: int | None) -> bool:
         rows = self._rows(role, groups)
         denominators = count_denominators(rows)
         packs, budget = self.models[role].packs, self.token_budget
-        mine = [rows[i] for i in deal([row.view.token for row in rows], self.world, packs)[self.rank]]
+        units = self._units(rows)
+        mine = [units[i] for i in deal([unit.token for unit in units], self.world, packs)[self.rank]]
         finite = True
-        plans = plan_microbatches([row.view.token for row in mine], budget, packs)
+        plans = plan_microbatches([unit.token for unit in mine], budget, packs)
         # sharded layers communicate in every pass, so all ranks must make equally many
         passes = max(_all_gather(len(plans))) if self.sharded else len(plans)
         for plan in plans:
-            finite &= self._micro(role, [mine[i] for i in plan], denominators, totals, gap_version)
+            finite &= self._micro(role, [row for i in plan for row in mine[i].rows], denominators, totals, gap_version)
         for _ in range(passes - len(plans)):
-            self._idle_pass(role, min(rows, key=lambda row: len(row.view)))
+            self._idle_pass(role, min(units, key=lambda unit: len(unit.token)).rows)
         if self.world > 1 and not self.sharded:
             for parameter in self.models[role].parameters():
                 if parameter.requires_grad:
@@ -248,9 +265,9 @@ class Updater:
             loss.backward()
         return True
 
-    def _idle_pass(self, role: str, row: Row) -> None:
+    def _idle_pass(self, role: str, rows: Sequence[Row]) -> None:
         """A pass without effect on the gradient."""
-        batch = collate([row.trace], [row.view], self.device)
+        batch = collate([row.trace for row in rows], [row.view for row in rows], self.device)
         with self._precision():
             terms = self.algorithm.terms(role, ModelForward(self.models[role], batch, self.distribution), batch)
         loss = sum((torch.where(batch.scored_BT, term.loss_BT, 0.0).sum() for term in terms.values()), torch.zeros(()))

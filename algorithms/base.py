@@ -61,6 +61,9 @@ class Algorithm:
     offline: ClassVar[bool] = False
     """True for methods that learn from given answers (`example`) and sample only to be evaluated."""
 
+    together: bool = False
+    """Whether a term compares the traces of a group: the learner then reads a group's traces in one micro-batch."""
+
     def __init__(self, config: AlgorithmConfig, context: Context) -> None:
         self.config = config
         self.context = context
@@ -81,6 +84,11 @@ class Algorithm:
         that has nothing to teach.
         """
         raise TypeError(f"{type(self).__name__} is an online method and makes no examples")
+
+    def examples(self, task: Task, index: int, version: int) -> list[Trace]:
+        """Offline methods that learn from several traces of a task; by default the one of `example`. The same rules
+        hold."""
+        return [self.example(task, index, version)]
 
     def keep(self, group: Group) -> bool:
         """Whether a group enters the buffer. Must be a pure function of the group."""

@@ -5,17 +5,27 @@
 The loss is supervised fine-tuning's own; with K = 0 it *is* supervised fine-tuning on answers. No grader is needed: the latents are a
 deeper network between question and answer, and the gradient reaches them through `models.chain`.
 
-Options: how K is chosen, and a curriculum over written reasoning (Coconut, Hao et al. 2024): at stage s the first s written steps are
-replaced by latents and the rest is still written, until nothing is.
+Options: how K is chosen; a curriculum over written reasoning (Coconut, Hao et al. 2024): at stage s the first s written
+steps are replaced by latents and the rest is still written, until nothing is; or distillation (CODI, Shen et al.
+2025) from the same model reading the written steps, the teacher:
+
+    student  prompt ──► K latent steps ─┐► y*     loss = CE(student) + CE(teacher)
+    teacher  prompt ──► written steps ──┘► y*            + weight x smooth-L1(their hidden states there) / teacher's std
+
+The hidden states compared are the last layer's, after the final norm, before the first token of y*; the teacher's is a
+constant. CODI compares all layers', and takes the standard deviation over the batch; here it is over the teacher's own
+vector, so that the gradient does not depend on how a batch is cut into micro-batches.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt
+import torch
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt, model_validator
+from torch import Tensor
 
 from actors.types import Group
 from algorithms.base import Algorithm, AlgorithmConfig, Context
@@ -56,6 +66,15 @@ class NeuraleseSFTConfig(AlgorithmConfig):
     """Spread of the log-normal (steps: random)."""
     curriculum: Curriculum | None = None
     """Replace written reasoning by latents stage by stage; null trains on answers alone."""
+    distill: NonNegativeFloat = 0.0
+    """Weight of the distance between the student's and the teacher's last hidden state before the answer (CODI: 1 for
+    GPT-2, 20 for Llama); 0 has no teacher."""
+
+    @model_validator(mode="after")
+    def _one_use_of_written_steps(self) -> Self:
+        if self.distill and self.curriculum is not None:
+            raise ValueError("distill and curriculum are two uses of the written steps; choose one")
+        return self
 
 
 class NeuraleseSFT(Algorithm):
@@ -68,6 +87,7 @@ class NeuraleseSFT(Algorithm):
     def __init__(self, config: NeuraleseSFTConfig, context: Context) -> None:
         super().__init__(config, context)
         self._tools: tuple[ChatFormat, int] | None = None
+        self.together = bool(config.distill)
 
     def example(self, task: Task, index: int, version: int) -> Trace:
         """prompt, latents, written steps that are left, answer, end. Raises ValueError naming a task without a good answer."""
@@ -80,36 +100,71 @@ class NeuraleseSFT(Algorithm):
         chat, latent = self._tools
         rng = np.random.default_rng([self.context.seed, 0x517, index])
         latents, written = self._plan(task, version, rng)
-        prompt = chat.prompt_ids(task.prompt)
-        text = " ".join([*written, task.answer])
-        target = [*self.context.tokenizer.encode(text, add_special_tokens=False), self.context.tokenizer.eos_token_id]
-        ids = [*prompt.tolist(), *[latent] * latents, *target]
-        kind = np.repeat(
-            np.array([Kind.CONTEXT, Kind.LATENT, Kind.TARGET], np.uint8), [len(prompt), latents, len(target)]
-        )
-        nothing = np.full(len(ids), np.nan, np.float32)
+        target = chat.ids(" ".join([*written, task.answer]))
+        return self._trace(task, index, [latent] * latents, target, len(target), int(rng.integers(2**62)))
+
+    def examples(self, task: Task, index: int, version: int) -> list[Trace]:
+        """The student's, and where there is one the teacher's. Raises ValueError naming a task that a teacher cannot
+        read: one without written steps."""
+        student = self.example(task, index, version)
+        if not self.config.distill:
+            return [student]
+        if task.steps is None:
+            raise ValueError(f"task {task.id} has no written steps: distill needs them for the teacher to read")
+        # words are cut apart at the line's end, so the answer's tokens are the student's own
+        assert self._tools is not None
+        chat, _ = self._tools
+        written = chat.ids(" ".join(task.steps) + "\n") if task.steps else []
+        answer = chat.ids(str(task.answer))
+        teacher = self._trace(task, index, [], [*written, *answer], len(answer), 0)
+        teacher.episode, teacher.meta["teacher"] = f"{index}/teacher", True
+        return [student, teacher]
+
+    def _trace(
+        self, task: Task, index: int, latents: Sequence[int], target: Sequence[int], answer: int, eps_seed: int
+    ) -> Trace:
+        """Prompt, latents, target, end; the last `answer` tokens of the target are the answer's."""
+        assert self._tools is not None
+        prompt = self._tools[0].prompt_ids(task.prompt)
+        ids = [*prompt.tolist(), *latents, *target, self.context.tokenizer.eos_token_id]
+        kinds = np.array([Kind.CONTEXT, Kind.LATENT, Kind.TARGET], np.uint8)
         return Trace(
             token=np.array(ids, np.int32),
-            kind=kind,
-            logprob=nothing,
+            kind=np.repeat(kinds, [len(prompt), len(latents), len(target) + 1]),
+            logprob=np.full(len(ids), np.nan, np.float32),
             version=np.full(len(ids), -1, np.int32),
             turn=np.zeros(len(ids), np.int16),
             task=task.id,
             group=str(index),
             episode=f"{index}/0",
-            eps_seed=int(rng.integers(2**62)),
+            eps_seed=eps_seed,
+            meta={"answer_at": len(ids) - 1 - answer},
         )
 
     def credit(self, groups: Sequence[Group]) -> dict[str, float]:
-        """Writes "ce": 1 at every position of a good answer."""
+        """Writes "ce": 1 at every position of a good answer. With a teacher "ce_teacher" likewise on its traces, and
+        "distill", the term's weight, at the student's last position before the answer."""
+        students = []
         for trace in (t for g in groups for t in g.live):
-            trace.weights["ce"] = (trace.kind == Kind.TARGET).astype(np.float32)
-        traces = [t for g in groups for t in g.live]
-        return {"latents/mean": float(np.mean([(t.kind == Kind.LATENT).sum() for t in traces]))}
+            answer = (trace.kind == Kind.TARGET).astype(np.float32)
+            if trace.meta.get("teacher"):
+                trace.weights["ce_teacher"] = answer
+                continue
+            students.append(trace)
+            trace.weights["ce"] = answer
+            if self.config.distill:
+                trace.weights["distill"] = np.zeros(len(trace), np.float32)
+                trace.weights["distill"][trace.meta["answer_at"] - 1] = self.config.distill
+        return {"latents/mean": float(np.mean([(t.kind == Kind.LATENT).sum() for t in students]))}
 
     def terms(self, role: str, forward: Forward, batch: Batch) -> dict[str, Term]:
-        """ "ce": supervised fine-tuning's loss, the mean over all answer tokens of the batch."""
-        return {"ce": Term(-forward.logprobs_BT, "ce", "positions")}
+        """ "ce": supervised fine-tuning's loss, the mean over all answer tokens of the batch. With a teacher
+        "ce_teacher", over its written steps and answers, and "distill_last_layer", the mean over students."""
+        terms = {"ce": Term(-forward.logprobs_BT, "ce", "positions")}
+        if self.config.distill:
+            terms["ce_teacher"] = Term(-forward.logprobs_BT, "ce_teacher", "positions")
+            terms["distill_last_layer"] = Term(distance(forward.hidden_BTD, batch.traces), "distill", "traces")
+        return terms
 
     def _plan(self, task: Task, version: int, rng: np.random.Generator) -> tuple[int, Sequence[str]]:
         """(latent steps, written steps that stay)"""
@@ -131,3 +186,26 @@ class NeuraleseSFT(Algorithm):
             return 0
         rate = np.exp(rng.normal(np.log(mean) - self.config.sigma**2 / 2, self.config.sigma))
         return int(np.clip(rng.poisson(rate), 1, 4 * mean))
+
+
+def distance(hidden_BTD: Tensor, traces: Sequence[Trace]) -> Tensor:
+    """float32[B, T]: smooth-L1 distance, averaged over D, of a student's hidden state before its answer from its
+    teacher's, divided by the standard deviation of the teacher's; 0 elsewhere. A teacher is the trace of the same
+    group marked as one.
+
+    Raises ValueError if a student's teacher is not among the traces.
+    """
+    teacher = {trace.group: b for b, trace in enumerate(traces) if trace.meta.get("teacher")}
+    student = [b for b, trace in enumerate(traces) if not trace.meta.get("teacher")]
+    lost = [traces[b].group for b in student if traces[b].group not in teacher]
+    if lost:
+        raise ValueError(f"the teacher of group {lost[0]} is not in the student's micro-batch")
+    before = [trace.meta["answer_at"] - 1 for trace in traces]
+    out_BT = hidden_BTD.new_zeros(hidden_BTD.shape[:2], dtype=torch.float32)
+    if not student:
+        return out_BT
+    with_whom = [teacher[traces[b].group] for b in student]
+    own_SD = hidden_BTD[student, [before[b] for b in student]].float()
+    shown_SD = hidden_BTD[with_whom, [before[b] for b in with_whom]].detach().float()
+    apart_S = torch.nn.functional.smooth_l1_loss(own_SD, shown_SD, reduction="none").mean(-1) / shown_SD.std(-1)
+    return out_BT.index_put((torch.tensor(student), torch.tensor([before[b] for b in student])), apart_S)

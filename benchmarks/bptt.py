@@ -4,8 +4,11 @@
 
 Batch 32, prompt 64, answer 16, float32: forward, cross-entropy, backward, no optimiser. rho_K = time with K latents / time of one
 teacher-forced pass over 64 + K + 16 tokens. vs_naive_K: the same against the plain loop over a transformers cache with autograd
-through it. All in one process, taking turns; medians over rounds. Memory: bytes saved for the backward pass of the latent steps, and
-the peak of the whole step.
+through it. All in one process, taking turns; medians over rounds.
+
+saved_MODE_K: MiB that are alive after the forward pass beyond those without latents, so what the K latent steps keep for the backward
+pass, keys and values included; peak_MODE_K: the most that is alive at any time of the training step. Both counted from every allocation
+and release that torch reports, weights and their gradients not included in the first. saved_recompute_vs_exact_64 is their ratio.
 """
 
 from __future__ import annotations
@@ -80,6 +83,26 @@ class Setting:
         return self.loss(torch.cat([h, rest], 1))
 
 
+def memory(step: Callable[[], Tensor], model: RoleModel) -> tuple[float, float]:
+    """(MiB alive after the forward pass, MiB at the peak of the training step), both above what was alive before."""
+    forward, loss = _allocations(step)
+    backward, _ = _allocations(loss.backward)
+    model.zero_grad()
+    alive = np.cumsum(np.concatenate([forward, backward])) / 2**20
+    return float(forward.sum() / 2**20), float(alive.max())
+
+
+def _allocations(call: Callable[[], Any]) -> tuple[np.ndarray, Any]:
+    """int64[events] bytes given out (and, negative, taken back) by torch's allocator in the order of time; and what the call returns."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        out = call()
+    events = [e for e in record.profiler.kineto_results.events() if e.name() == "[memory]"]  # type: ignore[union-attr]
+    events.sort(key=lambda e: e.start_ns())
+    return np.array([e.nbytes() for e in events], np.int64), out
+
+
 def seconds(step: Callable[[], Tensor], model: RoleModel) -> float:
     start = time.perf_counter()
     step().backward()
@@ -98,7 +121,25 @@ def run(args: argparse.Namespace) -> list[Measure]:
             model.thinker = Thinker(ThinkerConfig(), model.base)
             for latents in [2, 6] if args.quick else args.latents:
                 out += measure(model, size, latents, rounds)
+            out += spent(model, size, 6 if args.quick else 64)
     return out
+
+
+def spent(model: RoleModel, size: str, latents: int) -> list[Measure]:
+    """Memory of exact and recompute."""
+    without, setting = Setting(model, 0), Setting(model, latents)
+    base, base_peak = memory(without.sft, model)
+    out = [Measure(f"peak_sft_0_{size}", base_peak, "MiB")]
+    saved: dict[str, float] = {}
+    for grad in ("exact", "recompute"):
+        alive, peak = memory(lambda grad=grad: setting.chain(grad), model)  # type: ignore[misc]
+        saved[grad] = alive - base
+        out += [
+            Measure(f"saved_{grad}_{latents}_{size}", saved[grad], "MiB"),
+            Measure(f"peak_{grad}_{latents}_{size}", peak, "MiB"),
+        ]
+    ratio = saved["recompute"] / saved["exact"]
+    return [*out, Measure(f"saved_recompute_vs_exact_{latents}_{size}", ratio, "x", target=0.25, at_most=True)]
 
 
 def measure(model: RoleModel, size: str, latents: int, rounds: int) -> list[Measure]:

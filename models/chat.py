@@ -20,8 +20,17 @@ class ChatFormat:
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
         self.has_template = bool(getattr(tokenizer, "chat_template", None))
+        fast = getattr(tokenizer, "backend_tokenizer", None)
+        # the library below transformers, a fifth of the time a call; it is stateful where a tokenizer pads or cuts
+        self._fast = fast if fast is not None and not fast.padding and not fast.truncation else None
         self._open = self._mark(THINK_OPEN)
         self._close = self._mark(THINK_CLOSE)
+
+    def ids(self, text: str, special: bool = False) -> list[int]:
+        """Ids of a text as it stands; special: with what the tokenizer puts around a text."""
+        if self._fast is not None:
+            return self._fast.encode(text, add_special_tokens=special).ids
+        return self.tokenizer.encode(text, add_special_tokens=special)
 
     def prompt_ids(self, prompt: str | Sequence[dict[str, str]]) -> np.ndarray:
         """int32[P] ids of a prompt: raw text as it stands, messages through the chat template with the answer opened.
@@ -29,9 +38,9 @@ class ChatFormat:
         A tokenizer without a template gets the messages' contents, one a line.
         """
         if isinstance(prompt, str):
-            return np.array(self.tokenizer.encode(prompt), np.int32)
+            return np.array(self.ids(prompt, special=True), np.int32)
         if not self.has_template:
-            return np.array(self.tokenizer.encode("\n".join(m["content"] for m in prompt) + "\n"), np.int32)
+            return np.array(self.ids("\n".join(m["content"] for m in prompt) + "\n", special=True), np.int32)
         ids = self.tokenizer.apply_chat_template(
             list(prompt), add_generation_prompt=True, tokenize=True, return_dict=False
         )
@@ -43,14 +52,14 @@ class ChatFormat:
         ended: whether the action already ends with the end-of-sequence token (it does not when it was cut by length).
         """
         if not self.has_template:
-            return np.array(self.tokenizer.encode("\n" + observation + "\n", add_special_tokens=False), np.int32)
+            return np.array(self.ids("\n" + observation + "\n"), np.int32)
         opening = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "MARK"}]
         whole = self._render([*opening, {"role": "user", "content": observation}], True)
         tail = whole[whole.rindex("MARK") + len("MARK") :]
         end = self.tokenizer.eos_token or ""
         if ended and tail.startswith(end):
             tail = tail[len(end) :]
-        return np.array(self.tokenizer.encode(tail, add_special_tokens=False), np.int32)
+        return np.array(self.ids(tail), np.int32)
 
     def thought_length(self, prompt: np.ndarray, emitted: np.ndarray) -> tuple[int, bool]:
         """How many leading emitted tokens are thought, its closing mark included; and whether the thought was closed.
@@ -76,7 +85,7 @@ class ChatFormat:
 
     def _mark(self, text: str) -> tuple[int, ...]:
         """The ids that spell a mark; none where the vocabulary cannot (an unknown token would match unrelated text)."""
-        ids = tuple(self.tokenizer.encode(text, add_special_tokens=False))
+        ids = tuple(self.ids(text))
         return () if self.tokenizer.unk_token_id in ids else ids
 
     def _render(self, messages: list[dict[str, str]], opened: bool) -> str:

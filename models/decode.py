@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from models.chain import Chain, run_chain, token_ids
 from models.chain_plan import plan_chain
+from models.fast_step import FastModel, fast_model
 from models.feedback import epsilon_of
 from models.forward import Distribution, kept
 from models.loading import RoleModel
@@ -77,6 +78,11 @@ class Decoder:
         self._input = embedding.new_zeros(rows, embedding.shape[1])
         self._device = embedding.device
         self._now: tuple[Tensor, Tensor, int] | None = None
+        self._layers: tuple[FastModel | None] | None = None
+
+    def renew(self, version: int) -> None:
+        """The model's weights have changed."""
+        self.version, self._layers = version, None
 
     @property
     def busy(self) -> bool:
@@ -154,25 +160,34 @@ class Decoder:
         longest = int(self._length[:n].max()) + 1
         hidden = torch.arange(longest, device=self._device) > length[:, None]
         self._now = (length, hidden[:, None, None], longest)
-        out = self.model.base.base_model(
-            inputs_embeds=self._input[None, :n], position_ids=length[None], use_cache=False, reader=self._attend
-        ).last_hidden_state[0]
+        if self._layers is None:
+            self._layers = (fast_model(self.model.base, self._slots),)
+        if (fast := self._layers[0]) is not None:
+            out = fast.forward(self._input[:n], length, self)[0]
+        else:
+            out = self.model.base.base_model(
+                inputs_embeds=self._input[None, :n], position_ids=length[None], use_cache=False, reader=self._attend
+            ).last_hidden_state[0]
         self._length[:n] += 1
         return out
 
     def _attend(self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, **options: Any) -> tuple[Tensor, None]:
+        q_RHD, k_RHD, v_RHD = (x[0].transpose(0, 1) for x in (q, k, v))
+        index: int = module.layer_idx  # type: ignore[assignment]
+        return self.forward(index, q_RHD, k_RHD, v_RHD, options.get("scaling") or q.shape[-1] ** -0.5)[0][None], None
+
+    def forward(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, None]:
+        """Attention of one position a row over all before it. q: [A, H, D], k, v: [A, Hk, D] -> [A, H, D]."""
         assert self._now is not None
         length, hidden, longest = self._now
-        index: int = module.layer_idx  # type: ignore[assignment]
-        keys, values = self._buffers(index, k)
+        keys, values = self._buffers(layer, k)
         n, every = len(length), torch.arange(len(length), device=self._device)
-        keys[every, :, length] = k[0].transpose(0, 1)
-        values[every, :, length] = v[0].transpose(0, 1)
-        scale = options.get("scaling") or q.shape[-1] ** -0.5
-        q_RKGD = q[0].transpose(0, 1).reshape(n, k.shape[1], -1, q.shape[3]) * scale
+        keys[every, :, length] = k
+        values[every, :, length] = v
+        q_RKGD = q.reshape(n, k.shape[1], -1, q.shape[2]) * scale
         score = q_RKGD @ keys[:n, :, :longest].transpose(-1, -2)
         p = score.masked_fill_(hidden, -torch.inf).softmax(-1)
-        return (p @ values[:n, :, :longest]).reshape(1, n, q.shape[1], q.shape[3]), None
+        return (p @ values[:n, :, :longest]).reshape(q.shape), None
 
     # ---- decisions ----------------------------------------------------------------------------------------------------------
 
@@ -296,6 +311,7 @@ class Decoder:
         if slots <= self._slots:
             return
         self._slots = -(-slots // GROW) * GROW
+        self._layers = None  # they know the positions of as many slots
         for index, (keys, values) in list(self._keys.items()):
             more = self._slots - keys.shape[2]
             self._keys[index] = nn.functional.pad(keys, (0, 0, 0, more)), nn.functional.pad(values, (0, 0, 0, more))
@@ -303,7 +319,7 @@ class Decoder:
     def _buffers(self, index: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """like: any [.., Hk, .., D] of this layer."""
         if index not in self._keys:
-            shape = (self.rows, like.shape[1], self._slots, like.shape[3])
+            shape = (self.rows, like.shape[1], self._slots, like.shape[-1])
             self._keys[index] = like.new_zeros(shape), like.new_zeros(shape)
         return self._keys[index]
 

@@ -120,10 +120,14 @@ class LayerNorm:
         return dx
 
 
-class Attend(Protocol):
+class Read(Protocol):
     """Attention over what was read before: [R, H, Dh] and what its derivative needs."""
 
     def forward(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Any]: ...
+
+
+class Attend(Read, Protocol):
+    """The same with its derivative."""
 
     def backward(self, layer: int, saved: Any, d_out: Tensor) -> tuple[Tensor, Tensor, Tensor]: ...
 
@@ -141,7 +145,7 @@ class Layer:
     shape: tuple[int, int, int]
     scale: float
 
-    def forward(self, index: int, x: Tensor, rope: tuple[Tensor, Tensor] | None, attend: Attend) -> tuple[Tensor, Any]:
+    def forward(self, index: int, x: Tensor, rope: tuple[Tensor, Tensor] | None, attend: Read) -> tuple[Tensor, Any]:
         H, Hk, Dh = self.shape
         a, saved1 = self.norm1(x)
         qkv = self.qkv(a).view(len(x), H + 2 * Hk, Dh)
@@ -202,7 +206,7 @@ class FastModel:
             self._cos = cos[:, None]
             self._sin = torch.cat([-sin[:, :half], sin[:, half:]], -1)[:, None]
 
-    def forward(self, x: Tensor, position_R: Tensor, attend: Attend) -> tuple[Tensor, Any]:
+    def forward(self, x: Tensor, position_R: Tensor, attend: Read) -> tuple[Tensor, Any]:
         """x: [R, D] inputs -> ([R, D] hidden states after the last norm, saved)."""
         rope = None
         if self._wpe is not None:

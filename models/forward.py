@@ -186,18 +186,27 @@ class ModelForward:
     @cached_property
     def _pass(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """(hidden_ND, at_BT, latents_LD)"""
-        b = self.batch
+        b, length_B = self.batch, self._read_B
         if not bool((b.kind_BT == Kind.LATENT).any()):
-            return *self.model.hidden(b.token_BT, b.length_B), None
+            return *self.model.hidden(b.token_BT, length_B), None
         if self._given is not None:
-            return *read_with(self.model.base, b.token_BT, b.kind_BT, b.length_B, self._given), self._given
+            return *read_with(self.model.base, b.token_BT, b.kind_BT, length_B, self._given), self._given
         thinker = self.model.thinker
         if thinker is None:
             raise ValueError("this batch has latent positions; a token thinker cannot read them")
         if self.thought is not None:
             return self.thought.hidden_ND, self.thought.at_BT, self.thought.latents_LD
         epsilon = epsilon_of_batch(b, self.model.base) if thinker.config.noise > 0 else None
-        return think(self.model.base, thinker, b.token_BT, b.kind_BT, b.length_B, self.model.grad, epsilon)
+        return think(self.model.base, thinker, b.token_BT, b.kind_BT, length_B, self.model.grad, epsilon)
+
+    @property
+    def _read_B(self) -> Tensor:
+        """How many positions of each row to read: nothing follows a last token, so only a value needs its hidden state."""
+        length_B = self.batch.length_B
+        if self.model.head is not None:
+            return length_B
+        last_B = self.batch.kind_BT.gather(1, length_B[:, None] - 1)[:, 0]
+        return length_B - ((last_B != Kind.LATENT) & (length_B > 1)).to(length_B.dtype)
 
     @cached_property
     def thought(self) -> Thought | None:
@@ -213,6 +222,7 @@ class ModelForward:
 
     @cached_property
     def hidden_BTD(self) -> Tensor:
+        """Hidden states; meaningless at a row's last token, which only a role with a head reads."""
         hidden_ND, at_BT = self._hidden
         return hidden_ND[at_BT]
 

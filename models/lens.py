@@ -13,6 +13,9 @@ from models.forward import ModelForward, collate
 from models.loading import RoleModel
 from models.trace import Kind, Trace
 
+AT_ONCE = 256
+"""Problems read together."""
+
 
 @dataclass
 class Lens:
@@ -33,21 +36,33 @@ class Lens:
     gain_K: np.ndarray
 
 
-def look(model: RoleModel, traces: Sequence[Trace], latents: int, seed: int = 0) -> Lens:
-    """traces: prompt, `latents` latent positions, anything."""
-    device = next(model.parameters()).device
-    batch = collate(traces, [trace.view() for trace in traces], device)
-    thinker = model.thinker
-    if thinker is None:
+@torch.no_grad()
+def states(model: RoleModel, traces: Sequence[Trace], latents: int) -> tuple[Tensor, Tensor]:
+    """([N, K, D] latents, [N, K, D] final hidden states after reading each).
+
+    traces: prompt, `latents` latent positions, anything.
+    """
+    if model.thinker is None:
         raise ValueError("a token thinker has no latents to look at")
-    embed = model.base.get_input_embeddings()
-    with torch.no_grad():
+    device = next(model.parameters()).device
+    made: list[Tensor] = []
+    after: list[Tensor] = []
+    for start in range(0, len(traces), AT_ONCE):
+        part = traces[start : start + AT_ONCE]
+        batch = collate(part, [trace.view() for trace in part], device)
         forward = ModelForward(model, batch)
         assert forward.latents is not None
-        z_NKD = forward.latents.view(len(traces), latents, -1)
-        after = forward.hidden_BTD[batch.kind_BT == Kind.LATENT].view(len(traces), latents, -1)
+        made.append(forward.latents.view(len(part), latents, -1))
+        after.append(forward.hidden_BTD[batch.kind_BT == Kind.LATENT].view(len(part), latents, -1))
+    return torch.cat(made), torch.cat(after)
+
+
+def look(model: RoleModel, traces: Sequence[Trace], latents: int, seed: int = 0) -> Lens:
+    """traces: prompt, `latents` latent positions, anything."""
+    z_NKD, after = states(model, traces, latents)
+    with torch.no_grad():
         share, words = model.logits(after).softmax(-1).topk(5, -1)
-        size = embed.weight.norm(dim=-1).mean()
+        size = model.base.get_input_embeddings().weight.norm(dim=-1).mean()
         unit = torch.nn.functional.normalize(z_NKD.float(), dim=-1)
         cosine = torch.einsum("nkd,njd->kj", unit, unit) / len(traces)
         rank = torch.stack([_effective_rank(z_NKD[:, k].float()) for k in range(latents)])

@@ -7,6 +7,7 @@ its own folder, RUN/controls/NAME; one that was interrupted is continued by `pos
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 from posterior.causal import causal
@@ -42,6 +43,8 @@ def complete(run: RunDir, config: RunConfig) -> None:
         say("causal battery: replacing latents on held-out tasks")
         mine, _ = open_target(str(run.path))
         result["causal"] = causal(mine, config.eval.splits, config.eval.causal)
+        newest = Path(mine.model.path).parent.name
+        result["causal_of"] = {"checkpoint": newest, "tasks": config.eval.causal, "seed": config.seed}
         run.write_result(result)
     for name in config.controls.names:
         if name in result.get("controls", {}):

@@ -133,8 +133,11 @@ def build_parser() -> argparse.ArgumentParser:
         "eval",
         "grade a run's newest checkpoint, or a model, on held-out tasks: pass@k, mean grade, 95 %% intervals",
         "runs:evaluate",
+        "With --causal a latent thinker's latents are replaced (zero, mean, noise, shuffle, transplant, truncation)\n"
+        "and its answers judged again, beside the run's controls; RUN/result.json keeps the figures for reports.\n\n"
         "examples:\n"
         "  posterior eval runs/first\n"
+        "  posterior eval runs/thinker --causal --tasks 256\n"
         "  posterior eval ./my-model --env coding tasks=mbpp.jsonl --samples 8 --json",
     )
     evaluate.add_argument("target", metavar="RUN|MODEL", help="run directory, model folder, hub id, or `embedded`")
@@ -146,6 +149,10 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--temperature", type=_at_least_0, default=1.0, metavar="T", help="0 is greedy (default 1)")
     evaluate.add_argument("--max-tokens", type=_positive, metavar="N", help="longest answer in tokens")
     evaluate.add_argument("--seed", type=int, default=0, metavar="N", help="seed of sampling (default 0)")
+    evaluate.add_argument("--causal", action="store_true", help="replace a latent thinker's latents instead (of a run)")
+    evaluate.add_argument(
+        "--checkpoint", default="newest", metavar="WHICH", help="of a run: newest (default), best held-out, or a step"
+    )
 
     add_unsafe(evaluate)
 
@@ -153,9 +160,18 @@ def build_parser() -> argparse.ArgumentParser:
         "doctor",
         "check installation, devices, sandbox, and that sampler and learner agree",
         "runs:doctor",
-        "examples:\n  posterior doctor\n  posterior doctor my.yaml resources.sampler_gpus=1",
+        "examples:\n"
+        "  posterior doctor\n"
+        "  posterior doctor my.yaml resources.sampler_gpus=1\n"
+        "  posterior doctor runs/first",
     )
-    doctor.add_argument("config", type=_config_or_word, nargs="?", metavar="CONFIG.yaml", help="a run's configuration")
+    doctor.add_argument(
+        "config",
+        type=_config_or_word,
+        nargs="?",
+        metavar="CONFIG.yaml|RUN",
+        help="a run's configuration, or a run, whose newest checkpoint is checked",
+    )
     doctor.add_argument("words", nargs="*", metavar="a.b=c", help=WORDS_HELP)
 
     add_unsafe(doctor)

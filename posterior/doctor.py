@@ -82,7 +82,10 @@ def _plan(resolved: Resolved) -> str:
 
 
 def _engine(resolved: Resolved) -> list[Check]:
-    """Sampler against learner: log-probs at several lengths and batch sizes, a weight update by value, and its undoing."""
+    """Sampler against learner: log-probs at several lengths and batch sizes, a weight update by value, and its undoing.
+
+    A thinker is asked for its latent steps too: what it says after them depends on all of them.
+    """
     import ray
 
     config = resolved.config.model_copy(deep=True)
@@ -93,6 +96,7 @@ def _engine(resolved: Resolved) -> list[Check]:
     rng = np.random.default_rng(config.seed)
     vocabulary = len(load_tokenizer(plan.model, config.model.trust_remote_code))
     params = plan.sampling.but(max_tokens=min(32, plan.sampling.max_tokens))
+    thoughts = f" + {params.latents} latents" if params.latents else ""
 
     def prefixes(n: int, length: int) -> list[Prefix]:
         return [
@@ -100,8 +104,9 @@ def _engine(resolved: Resolved) -> list[Check]:
                 rng.integers(0, vocabulary, length).astype(np.int32),
                 np.zeros(length, np.uint8),
                 int(rng.integers(2**31)),
+                eps_seed=i,
             )
-            for _ in range(n)
+            for i in range(n)
         ]
 
     def agree(name: str, model: RoleModel, asked: Sequence[Prefix], samples: Sequence[Sample], start: float) -> None:
@@ -113,11 +118,17 @@ def _engine(resolved: Resolved) -> list[Check]:
         with cluster(config.resources, launch.needed_resources(plan, learners=False)):
             sampler = launch.start_samplers(plan, armed=True)[0]
             model = load_role(plan.model, trust_remote_code=config.model.trust_remote_code).eval()
-            longest = max(1, config.model.max_length - params.max_tokens - 1)
+            longest = max(1, config.model.max_length - params.max_tokens - params.latents - 1)
             for n, length in ((1, min(8, longest)), (16, min(64, longest)), (4, longest)):
                 start = time.perf_counter()
                 asked = prefixes(n, length)
-                agree(f"agreement, {n} x {length}", model, asked, ray.get(sampler.sample.remote(asked, params)), start)
+                agree(
+                    f"agreement, {n} x {length}{thoughts}",
+                    model,
+                    asked,
+                    ray.get(sampler.sample.remote(asked, params)),
+                    start,
+                )
             start = time.perf_counter()
             original = merged_weights(model)
             _disturb(model, config.seed)
@@ -147,13 +158,14 @@ def as_trace(prefix: Prefix, sample: Sample) -> Trace:
     p, n = len(prefix.token), len(sample.token)
     return Trace(
         token=np.concatenate([prefix.token, sample.token]),
-        kind=np.array([Kind.CONTEXT] * p + [Kind.ACTION] * n, np.uint8),
+        kind=np.concatenate([prefix.kind, np.where(sample.latent, Kind.LATENT, Kind.ACTION)]),
         logprob=np.concatenate([np.full(p, np.nan, np.float32), sample.logprob]),
         version=np.concatenate([np.full(p, -1), sample.version]),
         turn=np.zeros(p + n),
         task="probe",
         group="probe",
         episode="probe",
+        eps_seed=prefix.eps_seed,
     )
 
 

@@ -22,15 +22,17 @@ def evaluate(
     temperature: float = 1.0,
     max_tokens: int | None = None,
     seed: int = 0,
+    checkpoint: str = "newest",
 ) -> dict[str, Any]:
-    """pass@k, mean grade and 95 % intervals of a run's newest checkpoint or of a model, by split.
+    """pass@k, mean grade and 95 % intervals of a run's checkpoint or of a model, by split.
 
     env, args: the environment, by default the run's own (args are added to its arguments), for a bare model "coding".
     split: by default every held-out split of the environment. samples: answers per task; pass@k is given for powers of two up to it.
+    checkpoint: which of a run's, see `open_target`.
     """
     import ray
 
-    config, what = open_target(target)
+    config, what = open_target(target, checkpoint)
     if env is not None and env != config.env.name:
         config.env.name, config.env.args = env, {}
     config.env.args = {**config.env.args, **args}

@@ -6,6 +6,7 @@ What a person should know (deaths, returns, a standstill) is in the event log an
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from typing import Any, Self
@@ -80,7 +81,7 @@ class Progress(Bar):
         self.run, self.steps, self.watchdog = run, steps, watchdog
         self._events = run.events.stat().st_size if run.events.exists() else 0
         self._at = 0
-        self._rows = 0
+        self._read = (0, 0)  # of metrics.jsonl: which file, and how many bytes
         self._fresh = False
         self._last_line = time.monotonic()
         self._eval = ""
@@ -105,14 +106,19 @@ class Progress(Bar):
             self.say(f"step {self._at}/{self.steps}  {said}")
 
     def _new_rows(self) -> list[dict[str, Any]]:
-        if not self.run.metrics.exists():
+        """The rows added since the last call; all of them after a restart, which writes the file anew."""
+        try:
+            with self.run.metrics.open("rb") as file:
+                now = os.fstat(file.fileno())
+                which, done = self._read
+                if which != now.st_ino or done > now.st_size:
+                    done = 0
+                file.seek(done)
+                whole = file.read().rpartition(b"\n")
+        except OSError:
             return []
-        rows = self.run.read_metrics()
-        if len(rows) < self._rows:  # a restart took rows back
-            self._rows = 0
-        new = rows[self._rows :]
-        self._rows = len(rows)
-        return new
+        self._read = (now.st_ino, done + len(whole[0]) + len(whole[1]))
+        return [json.loads(line) for line in whole[0].splitlines() if line.strip()]
 
     def _new_events(self) -> list[str]:
         """What was added to the event log, for people; a line that is only half there waits for its rest."""
@@ -137,16 +143,24 @@ class Progress(Bar):
                 self._fields = "first batch"
             return
         self._at = int(row["version"])
-        shares = [("sample", "time/wait"), ("learn", "time/forward_backward"), ("publish", "time/publish")]
+        waiting = "sample" if "reward/mean" in row else "wait"
+        shares = [(waiting, "time/wait"), ("learn", "time/forward_backward"), ("publish", "time/publish")]
         parts = [
-            f"reward {row.get('reward/mean') or 0.0:.2f}",
-            f"pass {100 * (row.get('pass_rate') or 0.0):.0f} %",
+            *self._success(row),
             f"{row.get('tokens/per_second') or 0.0:,.0f} tok/s",
             *(f"{name} {row.get(key) or 0.0:.1f}s" for name, key in shares),
         ]
         if row.get("staleness/max"):
             parts.append(f"age {row['staleness/max']:.0f}")
         self._fields = "  ".join(parts)
+
+    def _success(self, row: dict[str, Any]) -> list[str]:
+        """How well it goes: reward and pass rate, or the losses of a method that earns no reward."""
+        if "reward/mean" in row:
+            return [f"reward {row['reward/mean'] or 0.0:.2f}", f"pass {100 * (row.get('pass_rate') or 0.0):.0f} %"]
+        losses = {key.split("/")[-1]: value for key, value in row.items() if key.startswith("loss/")}
+        said = {name: "not finite" if value is None else f"{value:.3f}" for name, value in losses.items()}
+        return [f"loss {text}" if len(said) == 1 else f"{name} {text}" for name, text in said.items()]
 
 
 class SearchProgress(Bar):

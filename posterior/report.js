@@ -14,7 +14,7 @@ const CHARTS = [
   { title: "Training reward", unit: "mean of the batch", keys: ["reward/mean"] },
   { title: "Training pass rate", keys: ["pass_rate"], format: percent, from: 0 },
   { title: "Grade by component", unit: "mean of the batch", keys: ["component/"], from: 0 },
-  { title: "Length", unit: "sampled tokens", keys: ["length/mean"] },
+  { title: "Length", unit: "tokens a trace", keys: ["length/mean"] },
   { title: "Entropy", unit: "nats a token", keys: ["entropy", "/entropy"] },
   { title: "Gradient norm", unit: "before clipping", keys: ["grad_norm/"] },
   { title: "Sampler/learner gap", unit: "|Δ log-prob|", keys: ["gap/max", "gap/mean"], log: true, plain: true },

@@ -1,8 +1,9 @@
 """`posterior report`: one HTML file of one or several runs that works offline, with nothing to fetch.
 
-`report_data` reads the run directories; this file writes the words and figures that need no script; `report_charts.js`,
-`report_traces.js` and `report.js` draw the rest from a JSON block. Everything a model or a config wrote is escaped, and
-the page's content policy allows only its own script (by hash) and no request at all.
+`report_data` reads the run directories; this file, `report_latents` and `report_figures` write the words and figures
+that need no script; `report_charts.js`, `report_traces.js` and `report.js` draw the rest from a JSON block.
+Everything a model or a config wrote is escaped, and the page's content policy allows only its own script (by hash)
+and no request at all.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from posterior.report_data import collect, number
+from posterior.report_latents import thinking
 from posterior.rundir import RunDir, write_atomic
 
 SCRIPTS = ("report_charts.js", "report_traces.js", "report.js")
@@ -65,6 +67,7 @@ def render(data: Mapping[str, Any], title: str = "", lead: str = "") -> str:
         "header": _header(runs, groups, title),
         "headline": lead + (_single(runs[0]) if len(runs) == 1 else _several(runs, groups)),
         "notes": _notes(runs),
+        "thinking": thinking(runs, groups),
         "configs": _configs(runs),
         "footer": f"Written by Posterior on {time.strftime('%d %B %Y, %H:%M')}.",
         "data": _embed(shown),

@@ -22,7 +22,7 @@ from models.feedback import Thinker, ThinkerConfig
 from models.forward import Distribution, score_traces
 from models.loading import load_role, merged_weights
 from models.scratch import write_model
-from models.trace import Kind, Trace
+from posterior.doctor import as_trace
 
 
 @pytest.fixture(autouse=True)
@@ -51,23 +51,8 @@ def prefixes(n: int, rng: np.random.Generator) -> list[Prefix]:
     return [Prefix(row, np.zeros(len(row), np.uint8), seed=1000 + i, eps_seed=i) for i, row in enumerate(rows)]
 
 
-def trace_of(prefix: Prefix, sample: Sample) -> Trace:
-    n, new = len(prefix.token), len(sample.token)
-    return Trace(
-        token=np.concatenate([prefix.token, sample.token]),
-        kind=np.concatenate([prefix.kind, np.where(sample.latent, Kind.LATENT, Kind.ACTION)]),
-        logprob=np.concatenate([np.full(n, np.nan), sample.logprob]),
-        version=np.concatenate([np.full(n, -1), sample.version]),
-        turn=np.zeros(n + new),
-        task="t",
-        group="g",
-        episode="e",
-        eps_seed=prefix.eps_seed,
-    )
-
-
 def gap(path: str, given: list[Prefix], samples: list[Sample], distribution: Distribution = Distribution()) -> float:
-    traces = [trace_of(p, s) for p, s in zip(given, samples, strict=True)]
+    traces = [as_trace(p, s) for p, s in zip(given, samples, strict=True)]
     scores = score_traces(load_role(path, dtype="float64"), traces, distribution=distribution)
     for trace, score in zip(traces, scores, strict=True):
         assert (np.isfinite(score) == trace.sampled).all()
@@ -126,7 +111,7 @@ def test_turns_think_anew_on_what_was_thought(tmp_path: Path) -> None:
     given = prefixes(6, np.random.default_rng(3))
     params = SamplingParams(max_tokens=6, latents=3)
     first = asyncio.run(sampler.sample(given, params))
-    traces = [trace_of(p, s) for p, s in zip(given, first, strict=True)]
+    traces = [as_trace(p, s) for p, s in zip(given, first, strict=True)]
     second = [
         Prefix(np.append(t.token, [9, 11]), np.append(t.kind, [0, 0]).astype(np.uint8), 77 + i, t.eps_seed)
         for i, t in enumerate(traces)
@@ -162,7 +147,7 @@ def test_draws_follow_the_distribution(tmp_path: Path) -> None:
     model = load_role(path)
     traces = []
     for word in range(44):
-        trace = trace_of(given[0], samples[0])
+        trace = as_trace(given[0], samples[0])
         trace.token[-1] = word
         traces.append(trace)
     p = np.exp([s[-1] for s in score_traces(model, traces)])

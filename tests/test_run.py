@@ -68,6 +68,7 @@ def test_a_custom_environment_and_a_users_model_train_with_one_command(
     assert done["final"]["test"]["n"] == 4
 
 
+@pytest.mark.slow
 def test_many_parts_at_once(tiny_model: Callable[..., Path], tmp_path: Path) -> None:
     """Multi-turn episodes, staleness 1, a reference and old log-probs of the learner, two epochs of two mini-batches, two
     data-parallel learners, LoRA, truncated sampling, and episodes that the machinery loses."""

@@ -66,6 +66,8 @@ def resume(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:
+    if args.causal:
+        return _causal(args)
     from posterior.evaluate import evaluate as run
 
     result = run(
@@ -78,15 +80,42 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         temperature=args.temperature,
         max_tokens=args.max_tokens,
         seed=args.seed,
+        checkpoint=args.checkpoint,
     )
     if not args.json:
         print(table(result))
     return result
 
 
+def _causal(args: argparse.Namespace) -> dict[str, Any]:
+    if (args.samples, args.temperature, args.max_tokens) != (1, 1.0, None):
+        raise ConfigError("--samples, --temperature and --max-tokens do not go with --causal: it judges given answers")
+    from posterior.causal import eval_causal
+    from posterior.evidence import lines
+
+    result = eval_causal(
+        args.target,
+        args.env,
+        env_args(args),
+        split=args.split,
+        tasks=args.tasks,
+        seed=args.seed,
+        checkpoint=args.checkpoint,
+    )
+    if not args.json:
+        print("\n".join(lines(result)))
+    return result
+
+
 def doctor(args: argparse.Namespace) -> dict[str, Any]:
     path, first = (None, [args.config]) if isinstance(args.config, str) else (args.config, [])
-    resolved = load(path, [*first, *run_words(args)])
+    run_dir = path if path is not None and path.is_dir() else None
+    resolved = load(run_dir / "config.yaml" if run_dir else path, [*first, *run_words(args)])
+    if run_dir is not None and not any(word.startswith("model.path=") for word in args.words):
+        from posterior.targets import open_target
+
+        trained, _ = open_target(str(run_dir))
+        resolved.config.model.path, resolved.config.model.lora = trained.model.path, None
     from posterior.doctor import doctor as run
 
     result = run(resolved)
@@ -125,6 +154,10 @@ def _show_run(result: Mapping[str, Any], args: argparse.Namespace) -> None:
     for split in after:
         line = f"{split}: pass@1 {_interval(after[split])}"
         print(line + (f", before {_interval(before[split])}" if split in before else ""))
+    if result.get("causal"):
+        from posterior.evidence import verdict
+
+        print(f"does it think? {verdict(result)}")
     if result.get("report"):
         print(f"report: {result['report']}")
 
