@@ -98,7 +98,7 @@ def _allocations(call: Callable[[], Any]) -> tuple[np.ndarray, Any]:
 
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
         out = call()
-    events = [e for e in record.profiler.kineto_results.events() if e.name() == "[memory]"]  # type: ignore[union-attr]
+    events = [e for e in record.profiler.kineto_results.events() if e.name() == "[memory]"]
     events.sort(key=lambda e: e.start_ns())
     return np.array([e.nbytes() for e in events], np.int64), out
 

@@ -118,6 +118,11 @@ class Env(ABC):
         these."""
         return ()
 
+    def references(self, split: str, tasks: int) -> dict[str, float]:
+        """Figures that need no model and that results are read beside, over the first so many tasks of a split: what a shortcut reaches,
+        the entropy of good answers. Optional; {} says there are none."""
+        return {}
+
     @abstractmethod
     async def reset(self, task: Task, seed: int) -> Observation:
         """Start an episode of `task`; nothing of an earlier episode may remain visible."""

@@ -1,186 +1,160 @@
-"""Which of two nodes can be reached? A generator in the manner of ProsQA (Hao et al. 2024), as words or as bare symbols.
+"""Which of two nodes can be reached? A generator in the manner of ProsQA (Hao et al. 2024), as words or as bare
+symbols.
 
-A directed graph grows from two roots. Every further node descends from one of them or from both; a candidate of each root's own
-descendants, both leaves, is offered, and the one below the asked root is the answer. Statistics of the default "prosa" sizes follow
-the published files: 22.8 nodes and 35.8 edges on average, 3 to 6 hops with shares .40, .43, .14, .06 (of what the generator makes, the
-rest is refused).
+    0 3 ; 3 7 ; 5 9 ? 7 9 from 0 ->          7: edges, two candidates, the root
+
+A graph (`envs.graphs`) grows from two roots; a leaf below each is offered, and the one below the asked root is the
+answer. The default sizes follow the published files: 22.8 nodes and about 36 edges on average, 3 to 6 hops with
+shares .40, .43, .14, .02. `prosqa: FILE` adds a split of the published rows in the same words, so that what is
+trained on the generator is judged on them.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from bisect import bisect
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from itertools import accumulate, islice
+from typing import Any, ClassVar
 
 import numpy as np
 
 from envs.base import Grade, SingleTurnEnv, Task
+from envs.graphs import Graph, Grower, read_prosqa, shortcut_floors
 
-NAMES = (
-    "Alex",
-    "Bob",
-    "Carol",
-    "Davis",
-    "Eva",
-    "Fae",
-    "Gabe",
-    "Jack",
-    "Max",
-    "Oliver",
-    "Polly",
-    "Rex",
-    "Sally",
-    "Sam",
-    "Stella",
-    "Tom",
-    "Wren",
+NAMES: tuple[str, ...] = (
+    *("Alex", "Bob", "Carol", "Davis", "Eva", "Fae", "Gabriel", "Jack", "Max"),
+    *("Oliver", "Polly", "Rex", "Sally", "Sam", "Stella", "Tom", "Wren"),
 )
-HEADS = ("b", "br", "d", "f", "g", "gr", "gw", "h", "j", "l", "n", "r", "s", "sh", "st", "t", "w", "y", "z")
-STEMS = ("ompus", "umpus", "impus", "orpus", "erpus", "ilpus", "empus", "ampus")
-SPLITS = ("train", "test")
-
-
-@dataclass(frozen=True)
-class Graph:
-    """edges: (from, to) in the order shown. root: asked from. target: reachable from it; other: not. path: from the root to the target."""
-
-    nodes: int
-    edges: tuple[tuple[int, int], ...]
-    root: int
-    target: int
-    other: int
-    path: tuple[int, ...]
+"""ProsQA's people."""
+KINDS: tuple[str, ...] = (
+    *("bompus", "boompus", "brimpus", "chorpus", "dumpus", "felpus", "fompus", "gerpus", "gorpus", "grimpus"),
+    *("gwompus", "hilpus", "impus", "jelpus", "jompus", "kerpus", "lempus", "lorpus", "numpus", "quimpus"),
+    *("rempus", "rompus", "rorpus", "scrompus", "shumpus", "sterpus", "storpus", "terpus", "timpus", "tumpus"),
+    *("vumpus", "worpus", "wumpus", "yerpus", "yimpus", "yumpus", "zhorpus", "zumpus"),
+)
+"""ProsQA's made-up classes."""
+STYLES = ("symbols", "prosqa", "spaced")
 
 
 class GraphReach(SingleTurnEnv):
-    """nodes: least and most nodes of a graph. hops: shares of path lengths, from the first entry on (by default those published for
-    ProsQA).
+    """nodes: least and most nodes of a graph. hops: shares of path lengths (by default those published for ProsQA).
 
-    style: "symbols" (`3 > 7 ; ... ? 4 9 from 0`) or "prosqa" (sentences about lempuses).
+    style: "symbols" (see the module), "prosqa" (sentences about lempuses, for models that know English), or "spaced"
+    (the same with punctuation as words of its own, for word-level models). parents: mean of the Poisson number of
+    parents of a node. balanced: both candidates lie equally far from their roots, so that shortcuts are worth less.
+    prosqa: a file of ProsQA's rows to be judged on.
+
+    Splits: "train" and "test" (endless), "hops3" .. for one length of the path each, and with a file "prosqa".
     """
 
     description: ClassVar[str] = "which of two nodes can be reached from a root (ProsQA's generator)"
 
     def __init__(
         self,
-        nodes: Sequence[int] = (18, 28),
-        hops: dict[int, float] | None = None,
+        nodes: Sequence[int] = (17, 28),
+        hops: Mapping[int | str, float] | None = None,
         style: str = "symbols",
-        extra_edges: float = 0.57,
+        parents: float = 1.5,
+        balanced: bool = False,
+        prosqa: str | None = None,
     ) -> None:
         low, high = nodes
         if not 6 <= low <= high:
             raise ValueError(f"graph_reach needs nodes: [least, most] with least at least 6, not {list(nodes)}")
-        if style not in ("symbols", "prosqa"):
-            raise ValueError(f"graph_reach has no style {style!r}; there are symbols and prosqa")
-        self.low, self.high, self.style = low, high, style
+        if style not in STYLES:
+            raise ValueError(f"graph_reach has no style {style!r}; there are: {', '.join(STYLES)}")
+        if style != "symbols" and high > len(KINDS):
+            raise ValueError(f"graph_reach has words for {len(KINDS)} nodes, not {high}; use the style symbols")
+        if parents <= 0:
+            raise ValueError(f"graph_reach needs parents above 0, not {parents}")
+        self.low, self.high, self.style, self.parents, self.prosqa = low, high, style, parents, prosqa
+        self.balanced = balanced
         self.shares = {int(h): float(s) for h, s in (hops or {3: 0.40, 4: 0.43, 5: 0.14, 6: 0.02}).items()}
-        self.extra_edges = extra_edges
-        self._kinds = [head + stem for stem in STEMS for head in HEADS][: max(high, 40)]
 
     def splits(self) -> Sequence[str]:
-        return SPLITS
+        each = tuple(f"hops{h}" for h in sorted(self.shares))
+        return ("train", "test", *each) if self.prosqa is None else ("train", "test", *each, "prosqa")
 
     def words(self) -> Sequence[str]:
         if self.style == "symbols":
-            return (*map(str, range(self.high)), ">", ";", "?", "from")
-        raise ValueError(
-            "graph_reach has too many words for a word-level model in the style prosqa; use the style symbols"
-        )
+            return (*map(str, range(self.high)), ";", "?", "from")
+        if self.style == "spaced":
+            return (*NAMES, *KINDS, *["Every", "is", "a", "Is", "or", ".", "?"])
+        raise ValueError("graph_reach in the style prosqa is for models that know English; use symbols or spaced")
 
     def tasks(self, split: str) -> Iterator[Task]:
-        if split not in SPLITS:
-            raise ValueError(f"graph_reach has no split {split!r}; there are: train, test")
-        rng = np.random.default_rng([self.low, self.high, SPLITS.index(split), 0x9A])
-        lengths, shares = list(self.shares), np.array(list(self.shares.values()))
-        serial = 0
-        while True:
-            wanted = int(rng.choice(lengths, p=shares / shares.sum()))
-            graph = None
-            while graph is None or len(graph.path) - 1 != wanted:
-                graph = grow(int(rng.integers(self.low, self.high + 1)), self.extra_edges, rng)
+        if split not in self.splits():
+            raise ValueError(f"graph_reach has no split {split!r}; there are: {', '.join(self.splits())}")
+        rng = np.random.default_rng([self.low, self.high, self.splits().index(split), 0x9A])
+        for serial, graph in enumerate(self.graphs(split)):
             yield self._task(f"{split}-{serial}", graph, rng)
-            serial += 1
+
+    def graphs(self, split: str) -> Iterator[Graph]:
+        """The graphs behind `tasks(split)`."""
+        if split == "prosqa":
+            assert self.prosqa is not None
+            graphs = read_prosqa(self.prosqa)
+            most = max(graph.nodes for graph in graphs)
+            if most > self.high and self.style == "symbols":
+                raise ValueError(f"{self.prosqa} has graphs of {most} nodes; give graph_reach nodes: [..., {most}]")
+            yield from graphs
+            return
+        rng = np.random.default_rng([self.low, self.high, self.splits().index(split), 0x6A])
+        lengths, total = list(self.shares), sum(self.shares.values())
+        sums = list(accumulate(share / total for share in list(self.shares.values())[:-1]))
+        if split.startswith("hops"):
+            lengths, sums = [int(split.removeprefix("hops"))], []
+        middle, spread = (self.low + self.high) / 2 + 0.5, (self.high - self.low) / 5.5
+        grower = Grower(self.parents, rng)
+        while True:
+            wanted = int(lengths[bisect(sums, rng.random())])
+            graph = None
+            while graph is None or graph.nodes < self.low:
+                size = min(max(round(middle + spread * rng.standard_normal()), self.low), self.high)
+                graph = grower.grow(size, wanted, self.balanced)
+            yield graph
 
     def grade(self, task: Task, text: str) -> Grade:
-        """1 if the text ends with the answer's own words."""
-        given, good = text.strip().rstrip(".").split(), (task.answer or "").rstrip(".").split()
+        """1 if the text ends with the answer's own last word, full stop aside."""
+        given, good = (t.strip().rstrip(".").split() for t in (text, task.answer or ""))
         return Grade(float(bool(given) and given[-1] == good[-1]))
+
+    def references(self, split: str, tasks: int) -> dict[str, float]:
+        """Accuracy of the rules of `graphs.shortcut_floors` on the first so many tasks of a split."""
+        shape = ((self.low, self.high), tuple(self.shares.items()), self.parents, self.balanced, self.prosqa)
+        return dict(_floors(shape, split, tasks))
+
+    async def extra_checks(self, samples: int) -> dict[str, Any]:
+        """For `posterior envs check`: the floors."""
+        return {"shortcut_floors": {split: self.references(split, samples) for split in self.splits()}}
 
     def _task(self, name: str, graph: Graph, rng: np.random.Generator) -> Task:
         first, second = (graph.target, graph.other) if rng.random() < 0.5 else (graph.other, graph.target)
+        meta = {"hops": graph.hops}
         if self.style == "symbols":
             label = [str(i) for i in rng.permutation(self.high)[: graph.nodes]]
-            edges = " ; ".join(f"{label[a]} > {label[b]}" for a, b in graph.edges)
+            edges = " ; ".join(f"{label[a]} {label[b]}" for a, b in graph.edges)
             prompt = f"{edges} ? {label[first]} {label[second]} from {label[graph.root]}"
-            steps = tuple(label[i] for i in graph.path[1:-1])
-            return Task(name, prompt, label[graph.target], steps, {"hops": len(graph.path) - 1})
-        people = rng.permutation(len(NAMES))
-        kinds = rng.permutation(len(self._kinds))
-        roots = {a for a, _ in graph.edges} - {b for _, b in graph.edges}
-        label = [NAMES[people[i]] if i in roots else self._kinds[kinds[i]] for i in range(graph.nodes)]
+            return Task(name, prompt, label[graph.target], tuple(label[i] for i in graph.path[1:-1]), meta)
+        without_parents = {a for a, _ in graph.edges} - {b for _, b in graph.edges}
+        people, kinds = rng.permutation(len(NAMES)), rng.permutation(len(KINDS))
+        label = [NAMES[people[i % len(NAMES)]] if i in without_parents else KINDS[kinds[i]] for i in range(graph.nodes)]
+        label = list(graph.names) if graph.names else label
+        stop = " ." if self.style == "spaced" else "."
 
         def say(a: int, b: int) -> str:
-            return f"{label[a]} is a {label[b]}." if a in roots else f"Every {label[a]} is a {label[b]}."
+            subject = label[a] if a in without_parents else f"Every {label[a]}"
+            return f"{subject} is a {label[b]}{stop}"
 
-        question = f"Is {label[graph.root]} a {label[first]} or {label[second]}?"
-        prompt = " ".join([*(say(a, b) for a, b in graph.edges), question])
+        asked = f"Is {label[graph.root]} a {label[first]} or {label[second]}{stop.replace('.', '?')}"
+        prompt = " ".join([*(say(a, b) for a, b in graph.edges), asked])
         steps = tuple(say(a, b) for a, b in zip(graph.path, graph.path[1:], strict=False))
-        return Task(
-            name, prompt, f"{label[graph.root]} is a {label[graph.target]}.", steps, {"hops": len(graph.path) - 1}
-        )
+        return Task(name, prompt, f"{label[graph.root]} is a {label[graph.target]}{stop}", steps, meta)
 
 
-def grow(nodes: int, extra: float, rng: np.random.Generator) -> Graph | None:
-    """A random graph from two roots (nodes 0 and 1), or None if it offers no pair of candidates. extra: further parents a node has on
-    average."""
-    side = [{0}, {1}]
-    below = [[0], [1]]  # nodes that descend from one root only
-    parents: list[list[int]] = [[], []]
-    belongs: list[set[int]] = [*side]
-    for node in range(2, nodes):
-        both = rng.random() < 0.25
-        of = {0, 1} if both else {int(rng.integers(2))}
-        pool = list(range(node)) if both else below[next(iter(of))]
-        # late nodes are likelier parents: paths become long
-        weight = np.arange(1, len(pool) + 1) ** 1.0
-        count = min(1 + rng.poisson(extra), len(pool), 3)
-        chosen = rng.choice(len(pool), size=count, replace=False, p=weight / weight.sum())
-        mine = sorted(pool[i] for i in chosen)
-        parents.append(mine)
-        origin = set().union(*(belongs[p] for p in mine))
-        belongs.append(origin)
-        if len(origin) == 1:
-            below[next(iter(origin))].append(node)
-    edges = [(p, node) for node, mine in enumerate(parents) for p in mine]
-    inner = {a for a, _ in edges}
-    leaves = [[n for n in below[r] if n not in inner and n > 1] for r in (0, 1)]
-    if not leaves[0] or not leaves[1]:
-        return None
-    root = int(rng.integers(2))
-    target, other = int(rng.choice(leaves[root])), int(rng.choice(leaves[1 - root]))
-    order = rng.permutation(len(edges))
-    shown = tuple(edges[i] for i in order)
-    return Graph(nodes, shown, root, target, other, shortest(edges, root, target))
-
-
-def shortest(edges: Sequence[tuple[int, int]], root: int, target: int) -> tuple[int, ...]:
-    """A shortest path, the one through the smallest numbers."""
-    children: dict[int, list[int]] = {}
-    for a, b in sorted(edges):
-        children.setdefault(a, []).append(b)
-    before: dict[int, int] = {root: root}
-    queue = deque([root])
-    while queue:
-        node = queue.popleft()
-        if node == target:
-            break
-        for child in children.get(node, ()):
-            if child not in before:
-                before[child] = node
-                queue.append(child)
-    path = [target]
-    while path[-1] != root:
-        path.append(before[path[-1]])
-    return tuple(reversed(path))
+@lru_cache(maxsize=32)
+def _floors(shape: tuple[Any, ...], split: str, tasks: int) -> tuple[tuple[str, float], ...]:
+    nodes, shares, *rest = shape
+    env = GraphReach(nodes, dict(shares), "symbols", *rest)
+    return tuple(shortcut_floors(islice(env.graphs(split), tasks)).items())

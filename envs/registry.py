@@ -21,6 +21,8 @@ BUILTIN: dict[str, str] = {
     "answers": "envs.answers:Answers",
     "coding": "envs.coding.env:CodingEnv",
     "graph_reach": "envs.graph_reach:GraphReach",
+    "permutations": "envs.permutations:Permutations",
+    "punchline": "envs.punchline:Punchline",
     "pointer_chase": "envs.pointer_chase:PointerChase",
 }
 """Environments of this project; they are found in a plain checkout too, where nothing is installed."""

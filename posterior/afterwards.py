@@ -46,6 +46,9 @@ def complete(run: RunDir, config: RunConfig) -> None:
         newest = Path(mine.model.path).parent.name
         result["causal_of"] = {"checkpoint": newest, "tasks": config.eval.causal, "seed": config.seed}
         run.write_result(result)
+    if "references" not in result and (known := _references(config)):
+        result["references"] = known
+        run.write_result(result)
     for name in config.controls.names:
         if name in result.get("controls", {}):
             continue
@@ -69,15 +72,28 @@ def _one(run: RunDir, config: RunConfig, name: str, lr: float) -> dict[str, Any]
     else:
         folder.parent.mkdir(exist_ok=True)
         result = train(Resolved(sibling, {}), folder)
-    final = {split: {k: v[k] for k in ("pass@1", "low", "high", "n")} for split, v in result["final"].items()}
+    final = {
+        split: {k: v[k] for k in ("pass@1", "low", "high", "n", "mean_grade")} for split, v in result["final"].items()
+    }
     accuracy = [v["pass@1"] for v in final.values()]
+    judged = causal(open_target(str(folder))[0], config.eval.splits, config.eval.causal) if config.eval.causal else {}
     return {
         "lr": lr,
         "steps": sibling.train.steps,
         "seconds": result["seconds"],
         "mean": sum(accuracy) / max(len(accuracy), 1),
         **(_by_number(result["final"]) or {"final": final}),
+        **({"logprob": {split: found["clean"]["logprob"] for split, found in judged.items()}} if judged else {}),
     }
+
+
+def _references(config: RunConfig) -> dict[str, dict[str, float]]:
+    """What the environment knows without a model, by split: floors of shortcuts, entropies."""
+    from envs.registry import make
+
+    env = make(config.env.name, config.env.args)
+    found = {split: env.references(split, config.eval.tasks) for split in config.eval.splits}
+    return {split: figures for split, figures in found.items() if figures}
 
 
 def sibling_config(config: RunConfig, name: str, lr: float) -> RunConfig:

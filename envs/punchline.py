@@ -1,0 +1,169 @@
+"""Punchlines: an inexactly graded task in the manner of a joke, with many good answers of different quality and a
+score known only to the evaluator.
+
+    cat hat bat lake ... ring moon : moon meets king ->          cake shake
+    what each of twelve words makes one think of, in a fixed order; the topics; a punchline (a pivot and a closer)
+
+A punchline is good when its first word is where the trains of thought of both topics meet: both are followed for one
+to three associations until they share a word. That word is worth most, those that follow it less and less. Its second
+word should rhyme with the first; a rare rhyme is worth more than a common one. Nobody writes the best punchline only:
+the data set's answers are drawn from p(y | x) ~ exp(gold / tau) over all answers that are good enough, so several
+answers to one prompt are legitimate.
+
+The gold score is for evaluation (`grade`); what learns from given answers never sees it. All 144 answers to a prompt
+can be listed, so `distribution` is exact, and its entropy is the least loss per answer that any model can reach.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from bisect import bisect
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from typing import ClassVar
+
+import numpy as np
+
+from envs.base import Grade, SingleTurnEnv, Task
+
+NOUNS = ("cat", "hat", "bat", "cake", "snake", "lake", "king", "ring", "wing", "moon", "spoon", "balloon")
+CLOSERS = (
+    *("flat", "brat", "acrobat"),
+    *("shake", "brake", "earthquake"),
+    *("swing", "sting", "awakening"),
+    *("soon", "baboon", "macaroon"),
+)
+"""Of each family of rhymes a common, a rarer and a rare word; nouns and closers of one family stand at the same place
+of their lists."""
+FAMILY = 3
+LINK = (1.0, 0.7, 0.4)
+"""Worth of the word where the topics meet, and of the two that follow it."""
+RHYME = (0.6, 0.8, 1.0)
+"""Worth of a common, a rarer and a rare rhyme."""
+NO_RHYME = 0.2
+SPLITS = ("train", "test")
+
+
+class Punchline(SingleTurnEnv):
+    """hops: the most associations between a topic and the word where they meet (1 to 3). tau: how much the data set
+    prefers the best answers. good: the least gold score of an answer in the data set, and of a solved task.
+
+    Splits: "train" and "test" (endless); no prompt of one is in the other.
+    """
+
+    description: ClassVar[str] = "end a joke: many good answers of different quality (inexactly graded)"
+
+    def __init__(self, hops: int = 3, tau: float = 0.15, good: float = 0.4) -> None:
+        if not 1 <= hops <= 3 or tau <= 0 or not 0 < good <= 0.6:
+            raise ValueError(
+                f"punchline needs hops of 1 to 3, tau above 0 and 0 < good <= 0.6, not {hops}, {tau} and {good}"
+            )
+        self.hops, self.tau, self.good = hops, tau, good
+
+    def splits(self) -> Sequence[str]:
+        return SPLITS
+
+    def words(self) -> Sequence[str]:
+        return (*NOUNS, *CLOSERS, ":", "meets")
+
+    def tasks(self, split: str) -> Iterator[Task]:
+        if split not in SPLITS:
+            raise ValueError(f"punchline has no split {split!r}; there are: train, test")
+        held_out = split == "test"
+        rng = np.random.default_rng([self.hops, held_out, 0x90C])
+        serial = 0
+        while True:
+            leads_to, topics = self._setup(rng)
+            if _held_out(leads_to, topics) == held_out:
+                yield self._task(f"{split}-{serial}", leads_to, topics, rng)
+                serial += 1
+
+    def grade(self, task: Task, text: str) -> Grade:
+        """The gold score of the last two words; 0 for anything that is not a noun and a closer. Not exact: it stands
+        in for people."""
+        said = text.split()[-2:]
+        known = len(said) == 2 and said[0] in NOUNS and said[1] in CLOSERS
+        link, style = _parts(task.meta["pivots"], *said) if known else (0.0, 0.0)
+        value = link * style
+        return Grade(value, {"link": link, "style": style}, exact=False, passed=value >= self.good)
+
+    def distribution(self, task: Task) -> dict[str, float]:
+        """p(y | x) of the data set: every answer in it with its probability."""
+        return dict(_distribution(tuple(task.meta["pivots"]), self.tau, self.good))
+
+    def entropy(self, task: Task) -> float:
+        """Nats: the least -E log p(y* | x) of any model."""
+        return -sum(p * math.log(p) for p in self.distribution(task).values())
+
+    def good_answers(self, task: Task, n: int, seed: int) -> list[str]:
+        """n draws from `distribution`, such as n people might have written."""
+        return self._drawn(task, np.random.default_rng([seed, 0x600D]).random(n).tolist())
+
+    def _drawn(self, task: Task, luck: Sequence[float]) -> list[str]:
+        shares = self.distribution(task)
+        answers, sums = list(shares), list(itertools.accumulate(shares.values()))
+        return [answers[min(bisect(sums, u), len(answers) - 1)] for u in luck]
+
+    def references(self, split: str, tasks: int) -> dict[str, float]:
+        """The entropy of the data set's answers (nats), and the gold score they have on average."""
+        asked = list(itertools.islice(self.tasks(split), tasks))
+        gold = [p * self.grade(task, y).value for task in asked for y, p in self.distribution(task).items()]
+        return {"entropy": sum(map(self.entropy, asked)) / len(asked), "gold of the data": sum(gold) / len(asked)}
+
+    def _setup(self, rng: np.random.Generator) -> tuple[list[int], tuple[int, int]]:
+        """(what each noun leads to, the two topics): two chains of `hops` at most that meet, and a tail of two behind
+        the meeting."""
+        order = rng.permutation(len(NOUNS)).tolist()
+        near, far = (int(i) for i in rng.integers(1, self.hops + 1, size=2))
+        one, other = order[:near], order[near : near + far]
+        meeting, *tail = order[near + far : near + far + 3]
+        rest = order[near + far + 3 :]
+        leads_to = [0] * len(NOUNS)
+        for chain in ([*one, meeting], [*other, meeting], [meeting, *tail]):
+            for a, b in itertools.pairwise(chain):
+                leads_to[a] = b
+        # nothing but the topics may tell the meeting: other words meet too, and the tail leads back to somewhere
+        places = rng.integers(1, len(NOUNS), size=len(NOUNS)).tolist()
+        for loose in [tail[-1], *rest]:
+            leads_to[loose] = (loose + places[loose]) % len(NOUNS)
+        return leads_to, (one[0], other[0])
+
+    def _task(self, name: str, leads_to: Sequence[int], topics: tuple[int, int], rng: np.random.Generator) -> Task:
+        trains = [[topic] for topic in topics]
+        while not set(trains[0]) & set(trains[1]):
+            for train in trains:
+                train.append(leads_to[train[-1]])
+        meeting = next(i for i in trains[0] if i in trains[1])
+        pivots = [meeting]
+        while len(pivots) < 3:
+            pivots.append(leads_to[pivots[-1]])
+        steps = tuple(f"{NOUNS[a]} {NOUNS[b]}" for a, b in zip(*trains, strict=True))[1:]
+        prompt = " ".join([*(NOUNS[i] for i in leads_to), ":", NOUNS[topics[0]], "meets", NOUNS[topics[1]]])
+        meta = {"pivots": [NOUNS[i] for i in pivots], "hops": len(steps)}
+        task = Task(name, prompt, None, steps, meta)
+        return replace(task, answer=self._drawn(task, [float(rng.random())])[0])
+
+
+def _parts(pivots: Sequence[str], noun: str, closer: str) -> tuple[float, float]:
+    """(worth of the link, worth of the rhyme)"""
+    link = LINK[pivots.index(noun)] if noun in pivots else 0.0
+    place = CLOSERS.index(closer)
+    return link, RHYME[place % FAMILY] if place // FAMILY == NOUNS.index(noun) // FAMILY else NO_RHYME
+
+
+@lru_cache(maxsize=4096)
+def _distribution(pivots: tuple[str, ...], tau: float, good: float) -> dict[str, float]:
+    gold = {f"{noun} {closer}": math.prod(_parts(pivots, noun, closer)) for noun in pivots for closer in CLOSERS}
+    weight = {answer: math.exp(value / tau) for answer, value in gold.items() if value >= good}
+    total = sum(weight.values())
+    return {answer: w / total for answer, w in weight.items()}
+
+
+def _held_out(leads_to: Sequence[int], topics: Sequence[int]) -> bool:
+    """One in sixteen prompts, by a hash that does not change."""
+    value = 1
+    for i in (*leads_to, *topics):
+        value = (value * 1_000_003 + i + 1) % 2_147_483_647
+    return value * 2_654_435_761 % 4_294_967_296 >> 28 == 0
