@@ -9,7 +9,7 @@ backward passes count three forwards, passes whose gradient stops at the latents
 updates. One CPU process, the learner's own update (`actors.update`), the same tasks in the same order.
 
 accuracy: of the whole answer, teacher-forced argmax, held-out problems, mean over numbers of hops; intervals are
-Student's over seeds. Figures of a flow beside it: cosine of its steps with the gradient of log p(y*|x,z) on held-out
+Student's over seeds. deepest: at the largest number of hops. Figures of a flow beside it: cosine of its steps with the gradient of log p(y*|x,z) on held-out
 problems, and the gain in log p(y*) from z_0 to z_T. `oracle` follows that gradient itself, with y* known: how far the
 reader can be steered. `surrogate` is test-time ascent on log p(y'|x,z) of the answer y' that is likeliest at z_T.
 transplant: accuracy with another problem's latents; follows: how often the answer is then the other problem's.
@@ -321,6 +321,10 @@ def measure(args: argparse.Namespace) -> list[Measure]:
             out.append(Measure(f"{name}_{figure}", mean, baseline=baseline if figure == "accuracy" else None))
             if figure == "accuracy":
                 out += [Measure(f"{name}_accuracy_low", low), Measure(f"{name}_accuracy_high", high)]
+                deepest = interval([run[figure][-1] for run in runs])
+                out += [
+                    Measure(f"{name}_deepest{end}", x) for end, x in zip(("", "_low", "_high"), deepest, strict=True)
+                ]
                 out += [
                     Measure(f"{name}_accuracy_hops{h + 1}", float(np.mean([run[figure][h] for run in runs])))
                     for h in range(setting.hops)
