@@ -11,6 +11,7 @@ BUILT_IN: dict[str, str] = {
     "rlvr": "algorithms.rlvr:RLVR",
     "hybrid_agent": "algorithms.hybrid_agent:HybridAgent",
     "neuralese_sft": "algorithms.neuralese_sft:NeuraleseSFT",
+    "latent_flow": "algorithms.latent_flow:LatentFlow",
 }
 """Names of the methods that come with Posterior. A module is imported only when its method is asked for."""
 

@@ -26,6 +26,7 @@ from models.forward import Distribution, kept
 from models.loading import RoleModel
 from models.seeds import uniform
 from models.trace import Kind
+from models.velocity import Past, flow, think_after
 
 GROW = 64
 """Slots by which the buffers are extended when a longer row comes."""
@@ -54,6 +55,7 @@ class Request:
     out_version: list[int] = field(default_factory=list)
     latents: int = 0
     thinking: bool = True
+    block_KD: Tensor | None = None  # the latents to come, where a flow makes them all at once
     finish: str = ""
 
     @property
@@ -114,27 +116,42 @@ class Decoder:
         kind = np.full(token.shape, Kind.CONTEXT, np.uint8)
         for i, request in enumerate(new):
             token[i, : length[i]], kind[i, : length[i]] = request.token, request.kind
-        plan = plan_chain(token, kind, length, self._device)
-        thinker = self.model.thinker
-        assert thinker is not None
-        chain = Chain(self.model.base, thinker, plan, epsilon=None)
-        if thinker.config.noise > 0:
-            chain.epsilon = self._epsilon(new, kind, plan)
-        hidden, _ = run_chain(chain, self.model.base.get_input_embeddings()(token_ids(plan)))
+        hidden, at_BT, past, row_B = self._read(new, token, kind, length)
         first = len(self.active)
         self._reserve(int((length + [r.steps + r.max_tokens for r in new]).max()))
-        chain_row = {int(b): i for i, b in enumerate(plan.order_B.tolist())}
-        for index, layer in chain.reader.cache.layers.items():
-            keys, values = self._buffers(index, layer.k)
+        for index, (all_keys, all_values) in past.layers.items():
+            keys, values = self._buffers(index, all_keys)
             for i, n in enumerate(length.tolist()):
-                row = chain_row[i]
-                slots = plan.valid_BS[row].nonzero()[:n, 0]
-                keys[first + i, :, :n] = layer.k[row].index_select(1, slots)
-                values[first + i, :, :n] = layer.v[row].index_select(1, slots)
+                row = row_B[i]
+                slots = past.valid_RS[row].nonzero()[:n, 0]
+                keys[first + i, :, :n] = all_keys[row].index_select(1, slots)
+                values[first + i, :, :n] = all_values[row].index_select(1, slots)
         self.active += new
         self._length[first : len(self.active)] = length
-        last = plan.at_BT[torch.arange(len(new), device=self._device), torch.from_numpy(length - 1).to(self._device)]
+        last = at_BT[torch.arange(len(new), device=self._device), torch.from_numpy(length - 1).to(self._device)]
         return self._decide(hidden[last], first)
+
+    def _read(
+        self, new: Sequence[Request], token: np.ndarray, kind: np.ndarray, length: np.ndarray
+    ) -> tuple[Tensor, Tensor, Past, list[int]]:
+        """Prefixes: ([N, D] hidden states, int64[B, T] places among them, keys and values, the row there of each)."""
+        thinker, lm = self.model.thinker, self.model.base
+        assert thinker is not None
+        if thinker.config.kind == "flow":
+            token_BT, kind_BT, length_B = (torch.from_numpy(array).to(self._device) for array in (token, kind, length))
+            latent = [np.flatnonzero(row[:n] == Kind.LATENT) for row, n in zip(kind, length, strict=True)]
+            noise = self._noise(new, latent)
+            thought = flow(lm, thinker, token_BT, kind_BT, length_B, epsilon_LD=noise)
+            return thought.hidden_ND, thought.at_BT, thought.past, list(range(len(new)))
+        plan = plan_chain(token, kind, length, self._device)
+        chain = Chain(lm, thinker, plan, epsilon=None)
+        if thinker.config.noise > 0:
+            chain.epsilon = self._epsilon(new, kind, plan)
+        hidden, _ = run_chain(chain, lm.get_input_embeddings()(token_ids(plan)))
+        layers = {index: (layer.k, layer.v) for index, layer in chain.reader.cache.layers.items()}
+        back = plan.order_B.argsort()
+        length_B = torch.from_numpy(length).to(self._device)
+        return hidden, plan.at_BT, Past(layers, plan.valid_BS, length_B, hidden[:0]), back.tolist()
 
     def _forward(self) -> Tensor:
         """[A, D] hidden states of all rows' next position, whose input is ready."""
@@ -182,6 +199,7 @@ class Decoder:
         think = [i for i, r in enumerate(rows) if r.thinking]
         speak = [i for i, r in enumerate(rows) if not r.thinking]
         if think:
+            self._plan_blocks([first + i for i in think], hidden_AD[think])
             self._input[[first + i for i in think]] = self._latents(
                 hidden_AD[think], [rows[i] for i in think], length[think]
             )
@@ -222,16 +240,37 @@ class Decoder:
     def _latents(self, hidden_ND: Tensor, rows: Sequence[Request], length: np.ndarray) -> Tensor:
         thinker = self.model.thinker
         assert thinker is not None
-        latent = thinker(hidden_ND)
-        if thinker.config.noise > 0:
-            noise = [epsilon_of(r.eps_seed or 0, [at], latent.shape[1]) for r, at in zip(rows, length, strict=True)]
-            latent = thinker.noisy(latent, torch.from_numpy(np.concatenate(noise)).to(latent.device))
+        if thinker.config.kind == "flow":
+            latent = torch.stack([r.block_KD[r.latents] for r in rows if r.block_KD is not None])
+        else:
+            latent = thinker(hidden_ND)
+            if (noise := self._noise(rows, [np.array([at]) for at in length])) is not None:
+                latent = thinker.noisy(latent, noise)
         for request in rows:
             request.latents += 1
             request.out_token.append(self.latent_id)
             request.out_logprob.append(float("nan"))
             request.out_version.append(self.version)
         return latent
+
+    def _plan_blocks(self, rows: Sequence[int], hidden_ND: Tensor) -> None:
+        """A flow makes all latents of a block when its row begins to think. rows: those that think; hidden_ND: theirs."""
+        thinker = self.model.thinker
+        assert thinker is not None
+        new = [i for i, row in enumerate(rows) if self.active[row].block_KD is None]
+        if thinker.config.kind != "flow" or not new:
+            return
+        at, last_RD = [rows[i] for i in new], hidden_ND[new]
+        length, steps = self._length[at], np.array([self.active[row].steps for row in at])
+        longest = int(length.max())
+        layers = {i: (keys[at, :, :longest], values[at, :, :longest]) for i, (keys, values) in self._keys.items()}
+        length_R = torch.from_numpy(length).to(self._device)
+        past = Past(layers, torch.arange(longest, device=self._device) < length_R[:, None], length_R, last_RD)
+        asked = [self.active[row] for row in at]
+        noise = self._noise(asked, [np.arange(n, n + k) for n, k in zip(length, steps, strict=True)])
+        made = think_after(self.model.base, thinker, past, steps, noise)
+        for request, block in zip(asked, made.split(steps.tolist()), strict=True):
+            request.block_KD = block
 
     def _draw(self, hidden_ND: Tensor, rows: Sequence[Request], length: np.ndarray) -> tuple[Tensor, Tensor]:
         """(int64[N] tokens, float32[N] log-probabilities): the inverse of the cumulative distribution at one seeded number a row."""
@@ -286,9 +325,14 @@ class Decoder:
 
     def _epsilon(self, new: Sequence[Request], kind_BT: np.ndarray, plan: Any) -> Tensor:
         out = self._input.new_zeros(plan.positions, self._input.shape[1])
-        noise = [
-            epsilon_of(r.eps_seed or 0, np.flatnonzero(row[: len(r.token)] == Kind.LATENT), out.shape[1])
-            for r, row in zip(new, kind_BT, strict=True)
-        ]
-        out[plan.place_L] = torch.from_numpy(np.concatenate(noise)).to(out)
+        latent = [np.flatnonzero(row[: len(r.token)] == Kind.LATENT) for r, row in zip(new, kind_BT, strict=True)]
+        if (noise := self._noise(new, latent)) is not None:
+            out[plan.place_L] = noise.to(out)
         return out
+
+    def _noise(self, rows: Sequence[Request], at: Sequence[np.ndarray]) -> Tensor | None:
+        """[L, D] standard normal noise of the latents at these positions of each row, None for a thinker without."""
+        if self.model.thinker is None or self.model.thinker.config.noise == 0:
+            return None
+        parts = [epsilon_of(r.eps_seed or 0, a, self._input.shape[1]) for r, a in zip(rows, at, strict=True)]
+        return torch.from_numpy(np.concatenate(parts)).to(self._device)

@@ -18,6 +18,7 @@ from models.roles import Template
 from models.terms import Batch
 from models.thinking import read_with, think
 from models.trace import Kind, Trace, View
+from models.velocity import Thought, flow
 
 CHUNK_LOGITS = 1 << 24
 """Logits held at once by the log-softmax; above it, chunks are recomputed in the backward pass."""
@@ -193,6 +194,8 @@ class ModelForward:
         thinker = self.model.thinker
         if thinker is None:
             raise ValueError("this batch has latent positions; a token thinker cannot read them")
+        if self.thought is not None:
+            return self.thought.hidden_ND, self.thought.at_BT, self.thought.latents_LD
         epsilon = epsilon_of_batch(b, self.model.base) if thinker.config.noise > 0 else None
         turns = turns_of_batch(b) if self.model.grad.turn else None
         return think(self.model.base, thinker, b.token_BT, b.kind_BT, length_B, self.model.grad, epsilon, turns)
@@ -205,6 +208,14 @@ class ModelForward:
             return length_B
         last_B = self.batch.kind_BT.gather(1, length_B[:, None] - 1)[:, 0]
         return length_B - ((last_B != Kind.LATENT) & (length_B > 1)).to(length_B.dtype)
+
+    @cached_property
+    def thought(self) -> Thought | None:
+        b, thinker = self.batch, self.model.thinker
+        if thinker is None or thinker.config.kind != "flow":
+            return None
+        epsilon = epsilon_of_batch(b, self.model.base) if thinker.config.noise > 0 else None
+        return flow(self.model.base, thinker, b.token_BT, b.kind_BT, b.length_B, self.model.grad, epsilon)
 
     @property
     def _hidden(self) -> tuple[Tensor, Tensor]:

@@ -9,9 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.chain import Chain, run_chain, token_ids
-from models.chain_plan import plan_chain
-from models.forward import collate
+from models.forward import ModelForward, collate
 from models.loading import RoleModel
 from models.trace import Kind, Trace
 
@@ -26,7 +24,8 @@ class Lens:
     words_NK5, share_NK5: the five likeliest next tokens after each step and their probabilities (logit lens, nostalgebraist 2020).
     norm_K: mean norm in units of an embedding's. rank_K: effective rank of the step's latents over problems, exp of the entropy of the
     normalised singular values (Roy and Vetterli 2007). cosine_KK: mean cosine between steps. gain_K: root mean square of |dz_{k+1}| /
-    |dz_k| for random small changes of a latent; below 1 a chain forgets, above it is unstable. The last step has none.
+    |dz_k| for random small changes of a latent; below 1 a chain forgets, above it is unstable. The last step has none; a flow has none at
+    all, since its latents are not made of each other.
     """
 
     words_NK5: np.ndarray
@@ -43,8 +42,7 @@ def states(model: RoleModel, traces: Sequence[Trace], latents: int) -> tuple[Ten
 
     traces: prompt, `latents` latent positions, anything.
     """
-    thinker = model.thinker
-    if thinker is None:
+    if model.thinker is None:
         raise ValueError("a token thinker has no latents to look at")
     device = next(model.parameters()).device
     made: list[Tensor] = []
@@ -52,11 +50,10 @@ def states(model: RoleModel, traces: Sequence[Trace], latents: int) -> tuple[Ten
     for start in range(0, len(traces), AT_ONCE):
         part = traces[start : start + AT_ONCE]
         batch = collate(part, [trace.view() for trace in part], device)
-        kind, length = batch.kind_BT.cpu().numpy(), batch.length_B.cpu().numpy()
-        plan = plan_chain(batch.token_BT.cpu().numpy(), kind, length, device)
-        hidden, flat = run_chain(Chain(model.base, thinker, plan), model.base.get_input_embeddings()(token_ids(plan)))
-        made.append(flat.view(len(part), latents, -1))
-        after.append(hidden[plan.place_L].view(len(part), latents, -1))
+        forward = ModelForward(model, batch)
+        assert forward.latents is not None
+        made.append(forward.latents.view(len(part), latents, -1))
+        after.append(forward.hidden_BTD[batch.kind_BT == Kind.LATENT].view(len(part), latents, -1))
     return torch.cat(made), torch.cat(after)
 
 
@@ -89,10 +86,11 @@ def _effective_rank(x_ND: Tensor) -> Tensor:
 def _gain(model: RoleModel, traces: Sequence[Trace], z_NKD: Tensor, latents: int, seed: int) -> np.ndarray:
     """By finite differences of a thousandth of the latent's norm, all problems at once."""
     from models.causal import shortened
-    from models.forward import ModelForward
 
     thinker = model.thinker
     assert thinker is not None
+    if thinker.config.kind == "flow":
+        return np.zeros(0)
     rng = torch.Generator().manual_seed(seed)
     out = []
     for k in range(latents - 1):

@@ -13,6 +13,7 @@ from typing import Literal, Protocol
 from torch import Tensor
 
 from models.trace import Trace, View
+from models.velocity import Thought
 
 Denominator = Literal["positions", "traces", "groups"]
 
@@ -64,6 +65,10 @@ class Forward(Protocol):
     @property
     def latents(self) -> Tensor | None:
         """Latent thoughts, for models that have them."""
+
+    @property
+    def thought(self) -> Thought | None:
+        """How the latents came about, where a flow makes them (`models.velocity`); None for other thinkers."""
 
     def __call__(self, latents: Tensor) -> Forward:
         """The same pass with these latents in place of its own."""

@@ -43,19 +43,26 @@ class Scratch(Section):
 
 
 class Thinker(Section):
-    kind: Literal["gated", "mlp", "raw", "soft", "pause"] = "gated"
+    kind: Literal["gated", "mlp", "raw", "soft", "pause", "flow"] = "gated"
     """What makes a latent of a hidden state: gated (beginning near a learned pause token), mlp (CODI), raw (Coconut), soft (mixture of
-    tokens), or pause (the control: one learned embedding, nothing fed back)."""
+    tokens), or pause (the control: one learned embedding, nothing fed back). flow moves all latents of a block at once along a learned
+    velocity field (algorithm latent_flow)."""
     noise: NonNegativeFloat = 0.0
     """Standard deviation of the latents' noise, in units of an embedding's root mean square."""
     stop: bool = False
     """Whether the number of latent steps is a sampled decision (at most sampling.latents)."""
     gate: float = Field(0.5, gt=0.0, lt=1.0)
-    """Share of the hidden state in a latent at the start (gated)."""
+    """Share of the hidden state in a latent at the start (gated; flow with endpoint)."""
     temperature: PositiveFloat = 1.0
     """Of the mixture (soft)."""
     expected_steps: PositiveFloat = 4.0
     """Latent steps before the first stop, on average at the start (stop)."""
+    euler_steps: PositiveInt = 5
+    """Steps from z_0 to the latents that the answer is read after (flow)."""
+    trust: PositiveFloat = 1.0
+    """Largest root mean square of one such step, in units of an embedding's (flow)."""
+    endpoint: bool = False
+    """Whether the velocity field says where to go (m - z) instead of which way (flow)."""
 
 
 class Model(Section):

@@ -38,6 +38,10 @@ class PlainForward:
     def latents(self) -> Tensor | None:
         return None
 
+    @property
+    def thought(self) -> None:
+        return None
+
     def __call__(self, latents: Tensor) -> PlainForward:
         raise AssertionError("RLVR replaces no latents")
 
