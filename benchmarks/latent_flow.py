@@ -9,10 +9,11 @@ backward passes count three forwards, passes whose gradient stops at the latents
 updates. One CPU process, the learner's own update (`actors.update`), the same tasks in the same order.
 
 accuracy: of the whole answer, teacher-forced argmax, held-out problems, mean over numbers of hops; intervals are
-Student's over seeds. deepest: at the largest number of hops. Figures of a flow beside it: cosine of its steps with
-the gradient of log p(y*|x,z) on held-out problems, and the gain in log p(y*) from z_0 to z_T. `oracle` follows that gradient itself, with y* known: how far the
-reader can be steered. `surrogate` is test-time ascent on log p(y'|x,z) of the answer y' that is likeliest at z_T.
-transplant: accuracy with another problem's latents; follows: how often the answer is then the other problem's.
+Student's over seeds. deepest: at the largest number of hops. Figures of a flow beside it: cosine of its steps with the
+gradient of log p(y*|x,z) on held-out problems, and the gain in log p(y*) from z_0 to z_T. `oracle` follows that
+gradient itself, with y* known: how far the reader can be steered. `surrogate` is test-time ascent on log p(y'|x,z) of
+the answer y' that is likeliest at z_T. transplant: accuracy with another problem's latents; follows: how often the
+answer is then the other problem's.
 
 --cache keeps finished runs in a file of JSON lines, so that a long comparison can be made in parts.
 """
