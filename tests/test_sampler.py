@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,28 @@ def start(folder: Path, **more: Any) -> Any:
         .options(**options)
         .remote(str(folder), max_length=256, stop_ids=stop_ids(str(folder), tokenizer), **more)
     )
+
+
+@dataclass
+class Served:
+    """One sampler for several tests. refused: what it said to work that came before its weights."""
+
+    folder: Path
+    sampler: Any
+    refused: Exception | None
+
+
+@pytest.fixture(scope="module")
+def served(ray_session: None, tiny_model: Callable[..., Path]) -> Iterator[Served]:
+    folder, refused = tiny_model(), None
+    sampler = start(folder, armed=False)
+    try:
+        ray.get(sampler.sample.remote(prefixes(1), SamplingParams()))
+    except NotArmed as error:
+        refused = error
+    ray.get(sampler.update_weights.remote(merged_weights(load_role(str(folder))), 3))
+    yield Served(folder, sampler, refused)
+    ray.kill(sampler)
 
 
 def gap(model: Any, pairs: list[tuple[Prefix, Sample]], distribution: Distribution = Distribution()) -> float:
@@ -95,10 +118,8 @@ def test_logprobs_agree_before_after_and_across_a_weight_update(tiny_model: Call
     ray.kill(sampler)
 
 
-def test_truncated_sampling_scoring_seeds_and_errors(tiny_model: Callable[..., Path]) -> None:
-    folder = tiny_model()
-    sampler = start(folder)
-    model = load_role(str(folder))
+def test_truncated_sampling_scoring_seeds_and_errors(served: Served) -> None:
+    sampler, model = served.sampler, load_role(str(served.folder))
     asked = prefixes(12)
     for params in (
         SamplingParams(temperature=0.7, max_tokens=16),
@@ -136,7 +157,6 @@ def test_truncated_sampling_scoring_seeds_and_errors(tiny_model: Callable[..., P
     assert asyncio.run(_still_waiting(waiting))
     ray.get(sampler.resume.remote())
     assert len(ray.get(waiting)) == 1
-    ray.kill(sampler)
 
 
 async def _still_waiting(ref: Any) -> bool:
@@ -144,21 +164,15 @@ async def _still_waiting(ref: Any) -> bool:
     return not done
 
 
-def test_an_unarmed_sampler_refuses_work(tiny_model: Callable[..., Path]) -> None:
-    folder = tiny_model()
-    sampler = start(folder, armed=False)
-    with pytest.raises(NotArmed):
-        ray.get(sampler.sample.remote(prefixes(1), SamplingParams()))
-    ray.get(sampler.update_weights.remote(merged_weights(load_role(str(folder))), 3))
-    sample = ray.get(sampler.sample.remote(prefixes(1), SamplingParams(max_tokens=4)))[0]
+def test_an_unarmed_sampler_refuses_work(served: Served) -> None:
+    assert isinstance(served.refused, NotArmed)
+    sample = ray.get(served.sampler.sample.remote(prefixes(1), SamplingParams(max_tokens=4)))[0]
     assert (sample.version == 3).all()
-    ray.kill(sampler)
 
 
-def test_draws_follow_the_policy_at_every_position_and_repeat_by_seed(tiny_model: Callable[..., Path]) -> None:
+def test_draws_follow_the_policy_at_every_position_and_repeat_by_seed(served: Served) -> None:
     """Chi-square of 2,000 seeded draws against the model's own probabilities, for the first and the second token."""
-    folder = tiny_model()
-    sampler, model = start(folder), load_role(str(folder))
+    sampler, model = served.sampler, load_role(str(served.folder))
     first = prefixes(1)[0]
     asked = [Prefix(first.token, first.kind, seed=1000 + i) for i in range(2000)]
     # hot, so that many tokens are likely
