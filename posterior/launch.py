@@ -121,13 +121,20 @@ def check_env(config: RunConfig) -> None:
     first_task(env, name, splits[0])
 
 
+RAY_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
+
+
 def kill_workers() -> None:
-    """SIGKILL the actors of the Ray that this process started: one that hangs would outlive the shutdown."""
+    """SIGKILL the actors of the Ray that this process started: one that hangs would outlive the shutdown.
+
+    Not its agents: the raylet goes with them, and this process with the raylet.
+    """
     import psutil
 
     for process in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
-            if "".join(process.cmdline()).startswith("ray::"):
+            title = "".join(process.cmdline()).strip("\0 ")
+            if title.startswith("ray::") and not title.startswith(RAY_AGENTS):
                 process.kill()
 
 
