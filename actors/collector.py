@@ -159,7 +159,6 @@ class Collector:
         self._earlier_restarts = 0
         self._evaluating = ""
         self._totals = dict.fromkeys(TOTALS, 0.0)
-        self._ahead: dict[int, asyncio.Future[list[Group]]] = {}
 
     # ---- the learner's side -----------------------------------------------------------------------------------------------
 
@@ -188,7 +187,6 @@ class Collector:
         self._jobs.clear()
         self._failure = None
         self._refused_in_row = 0
-        self._ahead.clear()
         self.buffer = TraceBuffer(self.config.batch_groups, self.config.staleness)
         self.algorithm = self._make_algorithm()
         self._totals = dict.fromkeys(TOTALS, 0.0)
@@ -227,10 +225,6 @@ class Collector:
         """
         start = time.perf_counter()
         epoch = self._check_started()
-        if self.algorithm.offline:
-            groups = await self._examples(self.buffer.version)
-            self._check_started(epoch)
-            return BatchReply(groups, time.perf_counter() - start, dict(self._totals))
         await self._admit()
 
         def over() -> bool:
@@ -251,6 +245,17 @@ class Collector:
         if self.buffer.may_admit():
             self._spawn(self._admit())
         return BatchReply(groups, time.perf_counter() - start, totals)
+
+    async def examples(self, version: int) -> BatchReply:
+        """The batch that an offline method's version learns from. It depends on nothing that was learnt: ask ahead."""
+        start = time.perf_counter()
+        epoch = self._check_started()
+        c, n = self.config, self.config.batch_groups
+        tasks = await self.envs.tasks(c.train_split, version * n, n, c.seed)
+        self._check_started(epoch)
+        made = [(i, task, self.algorithm.examples(task, i, version)) for i, task in enumerate(tasks, version * n)]
+        groups = [Group(task=task, traces=traces, index=i, admitted=version) for i, task, traces in made]
+        return BatchReply(groups, time.perf_counter() - start, dict(self._totals))
 
     async def evaluate(self, split: str, tasks: int, samples: int, temperature: float) -> EvalReply:
         """Play held-out tasks with the current weights. The seeds are the evaluation's own and the same every time."""
@@ -329,19 +334,6 @@ class Collector:
         return self._roller
 
     # ---- collecting -------------------------------------------------------------------------------------------------------
-
-    async def _examples(self, version: int) -> list[Group]:
-        """The batch of an offline method. The next one is made while the learner works on this one."""
-        ahead = self._ahead.pop(version, None) or asyncio.ensure_future(self._make_examples(version))
-        groups = await ahead
-        self._ahead = {version + 1: asyncio.ensure_future(self._make_examples(version + 1))}
-        return groups
-
-    async def _make_examples(self, version: int) -> list[Group]:
-        c, n = self.config, self.config.batch_groups
-        tasks = await self.envs.tasks(c.train_split, version * n, n, c.seed)
-        made = [(i, task, self.algorithm.examples(task, i, version)) for i, task in enumerate(tasks, version * n)]
-        return [Group(task=task, traces=traces, index=i, admitted=version) for i, task, traces in made]
 
     async def _admit(self) -> None:
         """Start as many groups as the bound allows, all in one turn of the event loop."""

@@ -168,6 +168,7 @@ class Learner:
         self.flops_learning = 0.0
         self.checkpoint_seconds = 0.0
         self.bad_steps = 0
+        self._ahead: Any = None
 
     # ---- the loop ---------------------------------------------------------------------------------------------------------
 
@@ -220,7 +221,7 @@ class Learner:
         self.checkpoint_seconds = 0.0
         if self.rank == 0:
             c.recorder.metrics(row)
-        if c.eval_every and (version % c.eval_every == 0 or version == c.steps):
+        if self._evaluates(version):
             self._evaluate(version)
         if version % c.checkpoint_every == 0 and version < c.steps:
             start = time.perf_counter()
@@ -269,7 +270,12 @@ class Learner:
 
     def _batch(self) -> BatchReply:
         reply: BatchReply | None = None
-        if self.rank == 0:
+        if self.rank == 0 and self.algorithm.offline:
+            asked = self._ahead or self._call("examples", self.step)
+            # the next one is made and sent while this one is learnt from
+            self._ahead = self._call("examples", self.step + 1) if self.step + 1 < self.config.steps else None
+            reply = self._answer(asked)
+        elif self.rank == 0:
             while reply is None:
                 answer = self._ask("get_batch")
                 if isinstance(answer, str):
@@ -281,9 +287,17 @@ class Learner:
         return reply
 
     def _ask(self, method: str, *args: Any) -> Any:
-        """Call the collector. Raises CollectorLost if it died: it comes back empty, and the learner starts again with it."""
+        return self._answer(self._call(method, *args))
+
+    def _call(self, method: str, *args: Any) -> Any:
+        """A reference to the collector's answer."""
+        return getattr(self.config.collector, method).remote(*args)
+
+    def _answer(self, reference: Any) -> Any:
+        """What the collector says. Raises CollectorLost if it died: it comes back empty, and the learner starts again
+        with it."""
         try:
-            return ray.get(getattr(self.config.collector, method).remote(*args))
+            return ray.get(reference)
         except ActorDiedError as error:
             raise ActorLost(
                 f"the collector died and may not be restarted again (resources.max_restarts): {cause(error)}"
@@ -314,11 +328,18 @@ class Learner:
             trace.scores[role] = score
 
     def _publish(self, version: int) -> float:
+        """Give the samplers the weights of a version; seconds. An offline method samples only to be evaluated."""
+        if self.algorithm.offline and not self._evaluates(version):
+            return 0.0
         arrays = merged_weights(self.updater.models["policy"])
         if self.rank != 0:
             return 0.0
         # wrapped in a list: the collector passes the reference on to the samplers without copying the arrays
         return self._ask("publish", [ray.put(arrays)], version, self.algorithm.state())
+
+    def _evaluates(self, version: int) -> bool:
+        c = self.config
+        return bool(c.eval_every) and (version % c.eval_every == 0 or version == c.steps)
 
     def _evaluate(self, version: int) -> None:
         c = self.config
