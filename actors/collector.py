@@ -99,20 +99,20 @@ class GroupActors:
     """What `Algorithm.collect` sees for one group (`actors.types.Actors`)."""
 
     def __init__(self, collector: Collector, name: str, seed: int) -> None:
-        self._collector, self._name, self._seed = collector, name, seed
+        self._collector, self.name, self.seed = collector, name, seed
 
     async def sample(self, prefixes: Sequence[Prefix], params: SamplingParams) -> list[Sample]:
         return await self._collector.samplers.sample(prefixes, params)
 
     async def rollout(self, task: Task, n: int, params: SamplingParams | None = None) -> list[Trace]:
         roller = await self._collector.roller()
-        return await roller.rollout(task, n, params or self._collector.config.sampling, self._name, self._seed)
+        return await roller.rollout(task, n, params or self._collector.config.sampling, self.name, self.seed)
 
     async def score(self, role: str, traces: Sequence[Trace]) -> None:
         await self._collector.score(role, traces)
 
     async def grade(self, task: Task, actions: Sequence[str]) -> list[Grade]:
-        steps = await self._collector.envs.grade(task, actions, self._seed)
+        steps = await self._collector.envs.grade(task, actions, self.seed)
         for step in steps:
             if isinstance(step, InfraError):
                 raise step

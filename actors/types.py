@@ -87,7 +87,13 @@ class Group:
 
 
 class Actors(Protocol):
-    """What a method may ask of the running actors, from inside `Algorithm.collect`. All awaitable, all versioned."""
+    """What a method may ask of the running actors, from inside `Algorithm.collect`. All awaitable, all versioned.
+
+    name, seed: of the group that is collected; whatever the method draws must follow from them.
+    """
+
+    name: str
+    seed: int
 
     async def sample(self, prefixes: Sequence[Prefix], params: SamplingParams) -> list[Sample]:
         """Continue every prefix once."""

@@ -23,7 +23,16 @@ import torch.distributed as dist
 from torch import Tensor
 
 from actors.types import Group
-from models.forward import Distribution, ModelForward, collate, deal, make_view, plan_microbatches, token_budget_of
+from models.forward import (
+    Distribution,
+    ModelForward,
+    collate,
+    deal,
+    make_view,
+    plan_microbatches,
+    score_traces,
+    token_budget_of,
+)
 from models.loading import RoleModel
 from models.roles import RoleSpec
 from models.terms import Term
@@ -145,8 +154,6 @@ class Updater:
 
     def score(self, role: str, groups: Sequence[Group], version: int) -> None:
         """Have a trainable role read the batch under its current weights; writes `Trace.scores[role]` on every rank."""
-        from models.forward import score_traces
-
         traces = [trace for group in groups for trace in group.live]
         mine = list(range(self.rank, len(traces), self.world))
         spec = self.specs[role]
@@ -177,6 +184,8 @@ class Updater:
         totals = Totals()
         metrics: dict[str, float] = {}
         for role, model in self.models.items():
+            if not self._rows(role, groups):
+                continue  # this role has nothing to learn from the batch, and keeps its weights and averages
             model.train()
             finite = self._backward(role, groups, totals, version if measure_gap and role == "policy" else None)
             metrics.update(self._step(role, finite))
@@ -197,7 +206,7 @@ class Updater:
             Row(trace, make_view(trace, template), place)
             for place, group in enumerate(groups)
             for trace in group.live
-            if trace.weights
+            if self.algorithm.trains(role, trace)
         ]
 
     def _units(self, rows: Sequence[Row]) -> list[Unit]:

@@ -101,6 +101,10 @@ class Algorithm:
         """
         return {}
 
+    def trains(self, role: str, trace: Trace) -> bool:
+        """Whether a trainable role learns from a trace, after `credit`: by default from every one that carries weights."""
+        return bool(trace.weights)
+
     def terms(self, role: str, forward: Forward, batch: Batch) -> dict[str, Term]:
         """The loss of one trainable role on one micro-batch, as named terms. Pure tensor functions."""
         raise TypeError(f"{type(self).__name__} does not train the role {role!r}")

@@ -113,7 +113,8 @@ class NeuraleseSFT(Algorithm):
             if turn:
                 parts.append((chat.turn_ids(moves[turn - 1].observation, True), Kind.CONTEXT, turn))
             parts.append((np.full(latents, latent, np.int32), Kind.LATENT, turn))
-            parts.append((chat.emission_ids(written, move.action, self.config.written), Kind.TARGET, turn))
+            opened = chat.opens(parts[-2][0])
+            parts.append((chat.emission_ids(written, move.action, self.config.written, opened), Kind.TARGET, turn))
         return self._trace(task, index, parts, len(parts[-1][0]), int(rng.integers(2**62)))
 
     def examples(self, task: Task, index: int, version: int) -> list[Trace]:

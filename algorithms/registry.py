@@ -11,6 +11,14 @@ BUILT_IN: dict[str, str] = {
     "rlvr": "algorithms.rlvr:RLVR",
     "hybrid_agent": "algorithms.hybrid_agent:HybridAgent",
     "neuralese_sft": "algorithms.neuralese_sft:NeuraleseSFT",
+    "answer_sft": "algorithms.answer_sft:AnswerSFT",
+    "jepo": "algorithms.jepo:JEPO",
+    "verifree": "algorithms.verifree:VeriFree",
+    "trice": "algorithms.trice:TRICE",
+    "cot_flow": "algorithms.cot_flow:CoTFlow",
+    "star": "algorithms.star:STaR",
+    "reverse_cot": "algorithms.reverse_cot:ReverseCoT",
+    "helper": "algorithms.helper:Helper",
     "latent_flow": "algorithms.latent_flow:LatentFlow",
 }
 """Names of the methods that come with Posterior. A module is imported only when its method is asked for."""

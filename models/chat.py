@@ -61,14 +61,19 @@ class ChatFormat:
             tail = tail[len(end) :]
         return np.array(self.ids(tail), np.int32)
 
-    def emission_ids(self, steps: Sequence[str], action: str, marked: bool = False) -> np.ndarray:
+    def opens(self, prompt: np.ndarray) -> bool:
+        """Whether a prompt's ids end with the opening mark, so that an emission begins inside the thought."""
+        return bool(self._open) and _ends_with(prompt[-32:].tolist(), self._open)
+
+    def emission_ids(self, steps: Sequence[str], action: str, marked: bool = False, opened: bool = False) -> np.ndarray:
         """int32[n] ids of a given good emission: written reasoning, the answer or action, the end.
 
         marked: put the reasoning between thinking marks, where the vocabulary has them, so that `thought_length` finds it.
+        opened: the prompt wrote the first of them.
         """
         words = [*steps, action]
         if marked and self._open:
-            words = [THINK_OPEN, *steps, THINK_CLOSE, action]
+            words = [*([] if opened else [THINK_OPEN]), *steps, THINK_CLOSE, action]
         return np.array([*self.ids(" ".join(words)), self.tokenizer.eos_token_id], np.int32)
 
     def thought_length(self, prompt: np.ndarray, emitted: np.ndarray) -> tuple[int, bool]:
@@ -78,7 +83,7 @@ class ChatFormat:
         is action: (0, True). A thought that never closed leaves no action: (n, False).
         """
         ids = emitted.tolist()
-        if not self._open or not (_ends_with(prompt[-32:].tolist(), self._open) or self._starts_open(ids)):
+        if not self._open or not (self.opens(prompt) or self._starts_open(ids)):
             return 0, True
         at = _find(ids, self._close)
         if at >= 0:

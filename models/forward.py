@@ -156,8 +156,9 @@ def truncate(logits_NV: Tensor, token_N: Tensor, distribution: Distribution) -> 
 
 
 def token_logprobs(logits_NV: Tensor, token_N: Tensor, distribution: Distribution) -> tuple[Tensor, Tensor]:
-    """(float32[N] log-probability of the tokens, float32[N] entropy in nats) under a sampling distribution."""
-    logits = logits_NV.float() / distribution.temperature
+    """(float32[N] log-probability of the tokens, float32[N] entropy in nats) under a sampling distribution; float64 for a model of
+    float64."""
+    logits = logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32)) / distribution.temperature
     if distribution.top_k or distribution.top_p < 1.0:
         logits = truncate(logits, token_N, distribution)
     logp = torch.log_softmax(logits, -1)
@@ -235,12 +236,12 @@ class ModelForward:
         # the hidden state at t-1 predicts the token at t
         hidden = hidden_ND.index_select(0, at_BT[:, :-1][spoken[:, 1:]])
         logprob, entropy = self._chunked(hidden, self.batch.token_BT[spoken])
-        zeros = torch.zeros(scored.shape, dtype=torch.float32, device=scored.device)
+        zeros = torch.zeros(scored.shape, dtype=logprob.dtype, device=scored.device)
         out = zeros.masked_scatter(spoken, logprob), zeros.masked_scatter(spoken, entropy)
         if not bool((scored & latent).any()):
             return out
         halted = self._halting(scored & latent)
-        return tuple(x.masked_scatter(scored & latent, y) for x, y in zip(out, halted, strict=True))  # type: ignore[return-value]
+        return tuple(x.masked_scatter(scored & latent, y.to(x.dtype)) for x, y in zip(out, halted, strict=True))  # type: ignore[return-value]
 
     def _halting(self, decided_BT: Tensor) -> tuple[Tensor, Tensor]:
         """(log-probability, entropy) of the decisions to think on or to stop; the hidden state at t decides whether t + 1 is latent."""

@@ -8,7 +8,7 @@ x, y): `Trace.view` builds such a sequence together with an index map back to th
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Any
 
@@ -153,6 +153,34 @@ class Trace:
     def masked(self) -> bool:
         """True for a trace that the machinery failed on: kept for the count, never trained on."""
         return self.outcome == "infra"
+
+    def extended(
+        self,
+        token: Iterable[int],
+        kind: Kind | np.ndarray,
+        logprob: np.ndarray | None = None,
+        version: np.ndarray | None = None,
+    ) -> Trace:
+        """A new trace: this one and n positions more in its last turn, without what roles said and what credit wrote.
+
+        token: int32[n]. kind: one, or uint8[n]. logprob: float32[n] of what was sampled. version: int32[n] likewise.
+        """
+        token = np.asarray(list(token), np.int32)
+        n = len(token)
+        return replace(
+            self,
+            token=np.append(self.token, token),
+            kind=np.append(self.kind, np.broadcast_to(np.asarray(kind, np.uint8), n)),
+            logprob=np.append(self.logprob, np.full(n, np.nan, np.float32) if logprob is None else logprob),
+            version=np.append(self.version, np.full(n, -1, np.int32) if version is None else version),
+            turn=np.append(self.turn, np.full(n, self.turn[-1] if len(self) else 0, np.int16)),
+            reward=np.append(self.reward, np.zeros(n, np.float32)),
+            scores={},
+            weights={},
+            components=dict(self.components),
+            timings=dict(self.timings),
+            meta=dict(self.meta),
+        )
 
     def view(self, parts: Iterable[np.ndarray | Literal] | None = None) -> View:
         """Another reading of this trace: trace positions (integer arrays) and `Literal` ids, in the order given.
