@@ -292,6 +292,22 @@ class Collector:
         )
         return EvalReply(figures, groups, time.perf_counter() - start)
 
+    async def probe(self, split: str, tasks: int, n: int) -> list[Group]:
+        """Held-out tasks with n thoughts of the current weights each, good answers behind them."""
+        self._check_started()
+        asked = await self.envs.tasks(split, 0, tasks, None)
+        actors: list[Actors] = [
+            GroupActors(self, f"probe/{split}/{i}", seed_of(self.config.seed, "probe", split, i))
+            for i in range(len(asked))
+        ]
+        self._evaluating = f"drawing thoughts on {len(asked)} held-out tasks of {split!r}"
+        try:
+            groups = await self.algorithm.probe(asked, actors, n)
+        finally:
+            self._evaluating = ""
+        self._totals["flops/eval"] += sum(self._flops.sequence(len(t)) for g in groups for t in g.traces)
+        return groups
+
     async def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of the collection."""
         self._check_started()

@@ -92,6 +92,7 @@ class LearnerConfig:
     eval_tasks: int
     eval_samples: int
     eval_temperature: float
+    eval_thoughts: int
     traces_every: int
     trace_groups: int
     threads: int
@@ -343,10 +344,13 @@ class Learner:
 
     def _evaluate(self, version: int) -> None:
         c = self.config
+        start = time.perf_counter()
+        row: dict[str, Any] = {"kind": "eval", "step": version, "version": version}
+        if c.eval_thoughts and version in (0, c.steps):
+            for split in c.eval_splits:
+                row.update({f"eval/{split}/{name}": value for name, value in self._probe(split, version).items()})
         if self.rank != 0:
             return
-        row: dict[str, Any] = {"kind": "eval", "step": version, "version": version}
-        start = time.perf_counter()
         for split in c.eval_splits:
             self.status.stage(f"evaluating version {version} on {split}")
             reply: EvalReply = self._ask("evaluate", split, c.eval_tasks, c.eval_samples, c.eval_temperature)
@@ -356,6 +360,17 @@ class Learner:
         row["time/eval"] = time.perf_counter() - start
         row["seconds"] = self._seconds()
         c.recorder.metrics(row)
+
+    def _probe(self, split: str, version: int) -> dict[str, float]:
+        """What thoughts are worth on held-out tasks: drawn by the samplers, read by every role that scores."""
+        c = self.config
+        self.status.stage(f"reading thoughts of version {version} on {split}")
+        groups = self._ask("probe", split, c.eval_tasks, c.eval_thoughts) if self.rank == 0 else None
+        groups = self._broadcast(groups)
+        for role, spec in c.roles.items():
+            if spec.scores or role == "policy":
+                self._score(role, spec, groups, version)
+        return self.algorithm.diagnose(groups)
 
     def _eval_gap(self, groups: Sequence[Group]) -> dict[str, float]:
         """Sampler against learner on a few held-out traces, which the current version sampled (with staleness no batch is)."""

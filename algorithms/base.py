@@ -90,6 +90,20 @@ class Algorithm:
         hold."""
         return [self.example(task, index, version)]
 
+    async def probe(self, tasks: Sequence[Task], actors: Sequence[Actors], n: int) -> list[Group]:
+        """Held-out tasks: n thoughts each with the good answer behind them, to be read by all roles (`algorithms.probing`)."""
+        from algorithms.probing import draw_probes
+        from algorithms.thoughts import Thoughts
+
+        hint = getattr(self.config, "hint", None)
+        return await draw_probes(Thoughts(self.context.tokenizer), tasks, actors, n, self.context.sampling, hint)
+
+    def diagnose(self, groups: Sequence[Group]) -> dict[str, float]:
+        """Figures of what `probe` drew, once the roles that score have read it."""
+        from algorithms.probing import probe_figures
+
+        return probe_figures(groups)
+
     def keep(self, group: Group) -> bool:
         """Whether a group enters the buffer. Must be a pure function of the group."""
         return True

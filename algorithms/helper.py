@@ -23,6 +23,7 @@ from algorithms.base import AlgorithmConfig, Context
 from algorithms.cot_flow import progress_of
 from algorithms.helper_fit import Fit, bayes_gap, log_variance_weights, wake_weights
 from algorithms.posterior_method import Credit, PosteriorConfig, PosteriorMethod, answer_of, likelihoods, on_answer
+from algorithms.probing import of_kind
 from algorithms.thoughts import HINTED, reading_with_answer
 from algorithms.token_credit import Rule, log_mean_exp, others_log_mean, token_advantages
 from envs.base import Task
@@ -77,6 +78,7 @@ class Helper(PosteriorMethod):
         super().__init__(config, context)
         self.batches = 0
         self.gap: float | None = None
+        self.age = 0  # versions of the policy since the helper learnt
 
     @property
     def roles(self) -> Mapping[str, RoleSpec]:
@@ -132,8 +134,15 @@ class Helper(PosteriorMethod):
             gap = measured["bayes_gap"]
             self.gap = gap if self.gap is None else SMOOTHING * self.gap + (1 - SMOOTHING) * gap
         self.batches += 1
+        self.age = 0 if fitting else self.age + 1
         shared = {f"helper/{name}": value for name, value in measured.items()}
-        return {**metrics, **shared, "helper/fitting": float(fitting), "helper/first_stage": float(first)}
+        return {
+            **metrics,
+            **shared,
+            "helper/fitting": float(fitting),
+            "helper/age": float(self.age),
+            "helper/first_stage": float(first),
+        }
 
     def assign(self, group: Group) -> tuple[Sequence[Credit], dict[str, float]]:
         c, traces = self.config, group.live
@@ -156,6 +165,13 @@ class Helper(PosteriorMethod):
             rewards.append(float(ratio.sum()))
         return credits, {"reward/mean": float(np.mean(rewards))}
 
+    def diagnose(self, groups: Sequence[Group]) -> dict[str, float]:
+        """With how far the helper is from the posterior on held-out tasks."""
+        own = [of_kind(group, "drawn") for group in groups]
+        scores = [np.array([progress_of(t, "helper").sum() for t in traces]) for traces in own]
+        measured = bayes_gap(scores, [likelihoods(traces) for traces in own])
+        return {**super().diagnose(groups), **{f"helper_{name}": value for name, value in measured.items()}}
+
     def trains(self, role: str, trace: Trace) -> bool:
         return ("fit" if role == "helper" else "thought") in trace.weights
 
@@ -165,10 +181,10 @@ class Helper(PosteriorMethod):
         return {"fit": Term(-batch["fit_weight"] * forward.logprobs_BT, "fit", "groups")}
 
     def state(self) -> dict[str, Any]:
-        return {"batches": self.batches, "gap": self.gap}
+        return {"batches": self.batches, "gap": self.gap, "age": self.age}
 
     def load(self, state: dict[str, Any]) -> None:
-        self.batches, self.gap = state["batches"], state["gap"]
+        self.batches, self.gap, self.age = state["batches"], state["gap"], state["age"]
 
     def _fit(self, awake: Sequence[Trace], asleep: Sequence[Trace]) -> None:
         """Write the helper's weights on the traces of one task."""

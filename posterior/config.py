@@ -160,6 +160,9 @@ class Evaluation(Section):
     """Answers per task."""
     temperature: NonNegativeFloat = 1.0
     """Sampling temperature of evaluation; 0 is greedy."""
+    thoughts: NonNegativeInt = 0
+    """Before the first and after the last step, draw so many written thoughts of each task and read its good answer behind them:
+    log p(y*|x), and what the thoughts are worth (32 or more); 0 never."""
     causal: NonNegativeInt = 0
     """After training, replace the latents of this many tasks of each split (zero, mean, noise, shuffle, transplant, truncation) and
     judge the answers again; 0 never."""

@@ -98,6 +98,7 @@ def learner_config(plan: launch.Plan, run: RunDir, collector: Any, neighbours: N
         eval_tasks=c.eval.tasks,
         eval_samples=c.eval.samples,
         eval_temperature=c.eval.temperature,
+        eval_thoughts=c.eval.thoughts,
         traces_every=c.log.traces_every,
         trace_groups=c.log.trace_groups,
         threads=c.resources.learner_threads,
