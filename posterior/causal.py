@@ -90,7 +90,7 @@ def eval_causal(
         config.env.name, config.env.args = env, {}
     config.env.args = {**config.env.args, **args}
     config.seed = seed
-    splits = [split] if split else config.eval.splits if own else held_out(config.env.name, config.env.args)
+    splits = [split] if split else config.eval.splits if own else held_out(config)
     config.eval.splits = list(splits)
     with Bar("parts", 3 * len(splits), "loading the model") as bar:
         found = causal(config, splits, tasks, lambda done, what: None if bar.draw(done, what) else bar.say(what))
