@@ -87,7 +87,7 @@ def eval_causal(
         raise ConfigError(f"the run {target} takes no latent steps (sampling.latents is 0): nothing can be replaced")
     own = env in (None, config.env.name) and not args
     if env is not None and env != config.env.name:
-        config.env.name, config.env.args = env, {}
+        config.env = config.env.model_copy(update={"name": env, "args": {}, "train_split": None})
     config.env.args = {**config.env.args, **args}
     config.seed = seed
     splits = [split] if split else config.eval.splits if own else held_out(config)

@@ -7,7 +7,7 @@ from typing import Any
 
 from posterior import launch
 from posterior.cluster import cluster
-from posterior.config import EnvConfig, RunConfig
+from posterior.config import RunConfig
 from posterior.config_load import ConfigError
 from posterior.targets import open_target
 
@@ -35,7 +35,7 @@ def evaluate(
 
     config, what = open_target(target, checkpoint)
     if env is not None and env != config.env.name:
-        config.env = EnvConfig(name=env)
+        config.env = config.env.model_copy(update={"name": env, "args": {}, "train_split": None})
     config.env.args = {**config.env.args, **args}
     if max_tokens is not None:
         config.sampling.max_tokens = max_tokens
