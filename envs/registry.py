@@ -25,6 +25,8 @@ BUILTIN: dict[str, str] = {
     "permutations": "envs.permutations:Permutations",
     "punchline": "envs.punchline:Punchline",
     "pointer_chase": "envs.pointer_chase:PointerChase",
+    "trace_execution": "envs.trace_execution:TraceExecution",
+    "walk": "envs.walk:Walk",
 }
 """Environments of this project; they are found in a plain checkout too, where nothing is installed."""
 

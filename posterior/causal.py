@@ -87,10 +87,10 @@ def eval_causal(
         raise ConfigError(f"the run {target} takes no latent steps (sampling.latents is 0): nothing can be replaced")
     own = env in (None, config.env.name) and not args
     if env is not None and env != config.env.name:
-        config.env.name, config.env.args = env, {}
+        config.env = config.env.model_copy(update={"name": env, "args": {}, "train_split": None})
     config.env.args = {**config.env.args, **args}
     config.seed = seed
-    splits = [split] if split else config.eval.splits if own else held_out(config.env.name, config.env.args)
+    splits = [split] if split else config.eval.splits if own else held_out(config)
     config.eval.splits = list(splits)
     with Bar("parts", 3 * len(splits), "loading the model") as bar:
         found = causal(config, splits, tasks, lambda done, what: None if bar.draw(done, what) else bar.say(what))

@@ -67,7 +67,8 @@ class Thinker(Section):
 
 class Model(Section):
     path: str = EMBEDDED
-    """Folder in Hugging Face format, hub id, "embedded" for the toy model inside the package, or "scratch" for random weights."""
+    """Folder in Hugging Face format, hub id, "embedded" for the toy model inside the package, "scratch" for random weights, or a run's
+    configuration (ends in .yaml; in the working directory or beside this file): the last policy of that run, trained once before."""
     scratch: Scratch = Field(default_factory=Scratch)
     """The model that path: scratch makes; its vocabulary are the environment's words."""
     thinker: Thinker | None = None
@@ -90,6 +91,8 @@ class EnvConfig(Section):
     """A registered name, or an import path such as my_pkg.my_env:MyEnv."""
     args: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the environment class."""
+    train_split: str | None = None
+    """Which split to train on (null: the environment's first)."""
     workers: PositiveInt = 1
     """Environment worker processes."""
 

@@ -2,7 +2,8 @@
 
 Fixed sections are merged key by key. The three mappings without fixed keys (`algorithm`, `reward`, `env.args`) are
 taken from the file as a whole, except that `algorithm.name` keeps its default where the file is silent; words set
-single keys. Relative paths inside a configuration mean relative to the current directory, not to the file.
+single keys. Relative paths inside a configuration mean relative to the current directory, not to the file; only a warm start's
+(`model.path` with the name of a configuration) is also looked for beside the file, and made absolute.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -87,9 +89,21 @@ def load(
         _set(tree, *_parse_word(word, given))
     _refuse_unknown(RunConfig, tree, (), given)
     config = _validate(RunConfig, tree, (), given)
+    config.model.path = _absolute(config.model.path, path)
     implied = _algorithm_options(config.algorithm, given) | _env_options(config, given)
     sources = {".".join(keys): given.get(keys, DEFAULT) for keys, _ in _leaves(config.model_dump(mode="json"))}
     return Resolved(config, sources, implied)
+
+
+def is_configuration(path: str) -> bool:
+    """Whether a `model.path` names a run's configuration instead of a model."""
+    return path.endswith(".yaml")
+
+
+def _absolute(name: str, file: Path | None) -> str:
+    """A configuration's path found in the current directory, or else beside `file`; anything else as it is."""
+    places = [Path(name), *([file.parent / name] if file is not None else [])] if is_configuration(name) else []
+    return next((str(place.absolute()) for place in places if os.path.isfile(place)), name)
 
 
 def load_as(model: type[M], path: Path, words: Sequence[str] = ()) -> tuple[M, dict[Keys, str]]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from posterior import launch
 from posterior.cluster import cluster
+from posterior.config import RunConfig
 from posterior.config_load import ConfigError
 from posterior.targets import open_target
 
@@ -34,12 +35,12 @@ def evaluate(
 
     config, what = open_target(target, checkpoint)
     if env is not None and env != config.env.name:
-        config.env.name, config.env.args = env, {}
+        config.env = config.env.model_copy(update={"name": env, "args": {}, "train_split": None})
     config.env.args = {**config.env.args, **args}
     if max_tokens is not None:
         config.sampling.max_tokens = max_tokens
     config.seed = seed
-    config.eval.splits = [split] if split else held_out(config.env.name, config.env.args)
+    config.eval.splits = [split] if split else held_out(config)
     config.algorithm = {"name": "rlvr"}  # evaluation plays episodes; no method takes part
     plan = launch.make_plan(config)
     figures: dict[str, Any] = {}
@@ -60,13 +61,15 @@ def evaluate(
     }
 
 
-def held_out(name: str, args: dict[str, Any]) -> list[str]:
+def held_out(config: RunConfig) -> list[str]:
     """The splits of an environment that are not trained on."""
     from envs.registry import make
 
-    splits = list(make(name, args).splits())
+    name = config.env.name
+    splits = list(make(name, config.env.args).splits())
     if len(splits) < 2:
         raise ConfigError(
             f"environment {name} has no held-out split; name one of its splits with --split: {', '.join(splits)}"
         )
-    return splits[1:]
+    trained = launch.train_split(config, splits)
+    return [split for split in splits if split != trained]

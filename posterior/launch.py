@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -67,9 +67,6 @@ class Plan:
 
 def make_plan(config: RunConfig) -> Plan:
     """Check what can be checked without starting anything. Raises ConfigError and its kin, one sentence each."""
-    model = model_path(config)
-    load_config(model, config.model.trust_remote_code)
-    stop_ids(model, load_tokenizer(model, config.model.trust_remote_code))
     if config.sampling.max_tokens >= config.model.max_length:
         raise ConfigError(
             f"sampling.max_tokens is {config.sampling.max_tokens}, which leaves no room for a prompt in model.max_length "
@@ -80,6 +77,10 @@ def make_plan(config: RunConfig) -> Plan:
         raise ConfigError(
             f"reward: {sorted(config.reward)} cannot be composed; the parts this version knows are: env (not 0)"
         )
+    check_env(config)
+    model = model_path(config)  # may take a run of its own: behind what needs no model
+    load_config(model, config.model.trust_remote_code)
+    stop_ids(model, load_tokenizer(model, config.model.trust_remote_code))
     options = dict(config.algorithm)
     if config.train.shuffle_rewards:
         options["shuffle_rewards"] = True
@@ -98,7 +99,6 @@ def make_plan(config: RunConfig) -> Plan:
             check_model_path(spec.weights)
         except ValueError as error:
             raise ConfigError(f"role {role}: {error}") from error
-    check_env(config)
     return Plan(config, model, sampling, make, roles, float(config.reward["env"]), [os.getcwd()])
 
 
@@ -113,12 +113,25 @@ def check_env(config: RunConfig) -> None:
     env = make(name, config.env.args)
     splits = check_splits(env, name)
     for split in config.eval.splits if config.eval.every else ():
-        if split not in splits:
-            near = difflib.get_close_matches(split, splits, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(splits)}"
-            raise ConfigError(f"eval.splits: environment {name} has no split {split!r}; {hint}")
+        _check_split("eval.splits", split, config, splits)
     faultless(name, "ready()", env.ready)
-    first_task(env, name, splits[0])
+    first_task(env, name, train_split(config, splits))
+
+
+def train_split(config: RunConfig, splits: Sequence[str]) -> str:
+    """The split that is trained on, one of the environment's `splits`."""
+    chosen = config.env.train_split
+    if chosen is None:
+        return splits[0]
+    _check_split("env.train_split", chosen, config, splits)
+    return chosen
+
+
+def _check_split(key: str, split: str, config: RunConfig, splits: Sequence[str]) -> None:
+    if split not in splits:
+        near = difflib.get_close_matches(split, splits, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(splits)}"
+        raise ConfigError(f"{key}: environment {config.env.name} has no split {split!r}; {hint}")
 
 
 RAY_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
@@ -227,7 +240,7 @@ def start_collector(plan: Plan, diary: Diary | None = None) -> Any:
         staleness=config.train.staleness,
         sampling=plan.sampling,
         max_length=config.model.max_length,
-        train_split=next(iter(make(config.env.name, config.env.args).splits())),
+        train_split=train_split(config, make(config.env.name, config.env.args).splits()),
         reward_weight=plan.reward_weight,
         trust_remote_code=config.model.trust_remote_code,
     )

@@ -1,4 +1,5 @@
-"""The model folder that a configuration asks for: found as it is, made from nothing, or given a thinker.
+"""The model folder that a configuration asks for: found as it is, made from nothing, trained by another run (`posterior.warm_start`), or
+given a thinker.
 
 What is made lies in a cache, named by everything it depends on: the same configuration finds it again, after a restart too.
 """
@@ -13,7 +14,7 @@ from typing import Any
 
 from models.loading import check_model_path, load_config
 from posterior.config import EMBEDDED, SCRATCH, RunConfig
-from posterior.config_load import ConfigError
+from posterior.config_load import ConfigError, is_configuration
 
 
 def model_path(config: RunConfig) -> str:
@@ -33,7 +34,7 @@ def model_path(config: RunConfig) -> str:
             )
         return found
     load_config(found, config.model.trust_remote_code)
-    folder = _cache(found, thinker.model_dump(), config.seed)
+    folder = cache_folder(found, thinker.model_dump(), config.seed)
     if not folder.is_dir():
         _add_thinker(found, folder, config)
     return str(folder)
@@ -47,6 +48,10 @@ def _base(config: RunConfig) -> str:
         return str(embedded())
     if path == SCRATCH:
         return str(_scratch(config))
+    if is_configuration(path):
+        from posterior.warm_start import trained
+
+        return str(trained(config))
     folder = Path(path)
     return str(folder.absolute()) if folder.exists() else path
 
@@ -62,7 +67,7 @@ def _scratch(config: RunConfig) -> Path:
             f"model.path: scratch needs an environment that lists its words, and {config.env.name} does not; give a model folder instead"
         )
     options = {**config.model.scratch.model_dump(), "length": config.model.max_length, "seed": config.seed}
-    folder = _cache("scratch", words, options)
+    folder = cache_folder("scratch", words, options)
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         write_model(folder, words, **options)
@@ -96,7 +101,8 @@ def _add_thinker(path: str, folder: Path, config: RunConfig) -> None:
     publish(aside, folder)
 
 
-def _cache(*parts: Any) -> Path:
+def cache_folder(*parts: Any) -> Path:
+    """Where what was made from `parts` lies, or will lie."""
     home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     name = hashlib.blake2b(json.dumps(parts, sort_keys=True, default=str).encode(), digest_size=8).hexdigest()
     return home / "posterior" / "models" / name

@@ -9,10 +9,8 @@ started there. It starts by `resume` because that also starts a run that has not
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -23,13 +21,12 @@ from typing import Any
 import ray
 from ray import tune
 
+from posterior.child import end, prepare
 from posterior.rundir import RunDir
 
 HEARTBEAT = 1.0
 """Seconds between results while there is no news: as long as Ctrl-C may go unheard."""
 POLL = 0.2
-PATIENCE = 120.0
-"""Seconds that a run may take to end its step and write its checkpoint before it is killed."""
 LOG = "trial.log"
 STOPPED = "stopped"
 """Status of a run that the search's scheduler ended early."""
@@ -104,33 +101,10 @@ def start(task: TrialTask) -> subprocess.Popen[bytes]:
             stdout=subprocess.PIPE,
             stderr=log,
             start_new_session=True,  # Ctrl-C at the terminal is the search's to pass on
-            preexec_fn=_prepare,
+            preexec_fn=prepare,
         )
     finally:
         log.close()
-
-
-_LIBC = ctypes.CDLL(None, use_errno=True)
-PR_SET_PDEATHSIG = 1
-
-
-def _prepare() -> None:
-    """In the child: hear SIGINT, which Ray's processes block, and end with the actor even if that is killed."""
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    if hasattr(_LIBC, "prctl"):
-        _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def end(process: subprocess.Popen[bytes], patience: float = PATIENCE) -> None:
-    """Ask the run to end with a checkpoint, as Ctrl-C does; kill it if it does not within `patience` seconds."""
-    if process.poll() is not None:
-        return
-    process.send_signal(signal.SIGINT)
-    try:
-        process.communicate(timeout=patience)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.communicate()
 
 
 def failure(run: RunDir, process: subprocess.Popen[bytes]) -> str:

@@ -40,10 +40,16 @@ def _demo_config() -> Path:
 
 def _train(resolved: Resolved, args: argparse.Namespace) -> dict[str, Any]:
     if args.dry_run:
+        from posterior.warm_start import find
+
+        warm = find(resolved.config)
         if not args.json:
             print(describe(resolved))
+            if warm is not None:
+                print(f"warm start {warm}")
         config = resolved.config.model_dump(mode="json")
-        return {"config": config, "sources": resolved.sources, "implied": resolved.implied}
+        told = {} if warm is None else {"warm_start": {"folder": str(warm.folder), "trained": warm.trained}}
+        return {"config": config, "sources": resolved.sources, "implied": resolved.implied, **told}
     refuse_lost(args.out)
     from posterior.train import train as run
 
