@@ -22,7 +22,7 @@ from envs.base import Task
 from models.forward import Distribution, ModelForward, collate, score_traces
 from models.loading import RoleModel, load_role, load_tokenizer
 from models.scratch import write_model
-from models.trace import Kind, Score, Trace
+from models.trace import Kind, Score
 
 WORDS = ("0", "1", "2", "3", "given", "<think>", "</think>")
 TASK = Task("t", "0 3", answer="2")
@@ -74,13 +74,13 @@ class Small:
         plain = Distribution()
         helper = score_traces(self.other, z, template=reading_with_answer, distribution=plain)
         if ratio is not None:
-            for scores, trace, own_row, l in zip(helper, z, own, ratio, strict=True):
-                scores[trace.kind == Kind.THOUGHT] = own_row[trace.kind == Kind.THOUGHT] + l
+            for scores, row, own_row, l in zip(helper, z, own, ratio, strict=True):
+                scores[row.kind == Kind.THOUGHT] = own_row[row.kind == Kind.THOUGHT] + l
         groups = []
         for index, (i, j) in enumerate(itertools.product(range(len(z)), repeat=2)):
             traces = []
             for k in (i, j):
-                trace: Trace = z[k].extended([], Kind.CONTEXT)
+                trace = z[k].extended([], Kind.CONTEXT)
                 trace.logprob = np.where(trace.kind == Kind.THOUGHT, own[k], np.nan).astype(np.float32)
                 trace.scores = {
                     "policy": Score(own[k], 0),

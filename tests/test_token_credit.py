@@ -39,7 +39,7 @@ def test_w_by_hand() -> None:
 
 def test_an_empty_thought_has_no_credit() -> None:
     for rule in ("sequence", "return_to_go", "immediate", "w"):
-        assert len(token_advantages(rule, np.zeros(0), 1.0)) == 0  # type: ignore[arg-type]
+        assert len(token_advantages(rule, np.zeros(0), 1.0)) == 0
 
 
 def test_means_of_the_others() -> None:
