@@ -1,6 +1,6 @@
 """Inexactly graded answers: neuralese-SFT against answer-only SFT on punchlines, and against pause tokens.
 
-    python -m benchmarks.inexact --json [--quick] [--seeds 5] [--steps 2500] [--folder DIR]
+    python -m benchmarks.inexact --json [--quick] [--seeds 5] [--steps 2500] [--ways neuralese sft pause] [--folder DIR]
 
 The model of tune_configs/neuralese_inexact.yaml (GPT-2, 2 layers, width 64), trained on the same stream of prompts
 and good answers. SFT takes more steps, by the ratio of positions, so that its FLOPs are those of neuralese; of the
@@ -167,7 +167,7 @@ def run(args: argparse.Namespace) -> list[Measure]:
     seeds, steps, batch = (2, 4, 16) if args.quick else (args.seeds, args.steps, args.batch)
     env = Punchline()
     tasks = list(itertools.islice(env.tasks("test"), 32 if args.quick else 512))
-    found = [{way: figures(way, seed, steps, batch, tasks, args.folder) for way in WAYS} for seed in range(seeds)]
+    found = [{way: figures(way, seed, steps, batch, tasks, args.folder) for way in args.ways} for seed in range(seeds)]
     known = env.references("test", len(tasks))
     out = [
         Measure("least_loss", -known["entropy"], "nats an answer"),
@@ -181,7 +181,7 @@ def run(args: argparse.Namespace) -> list[Measure]:
                 Measure(f"{way}_{name}_low", low),
                 Measure(f"{way}_{name}_high", high),
             ]
-    for other in ("sft", "pause"):
+    for other in (way for way in args.ways if way != "neuralese" and "neuralese" in args.ways):
         for name in ("logprob", "gold"):
             mean, low, high = interval([seed["neuralese"][name] - seed[other][name] for seed in found])
             out.append(Measure(f"neuralese_minus_{other}_{name}", mean))
@@ -194,6 +194,7 @@ OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("--seeds", {"type": int, "default": 5}),
     ("--steps", {"type": int, "default": 2500}),
     ("--batch", {"type": int, "default": 128}),
+    ("--ways", {"nargs": "+", "choices": list(WAYS), "default": list(WAYS)}),
     ("--folder", {"default": None}),
 )
 
