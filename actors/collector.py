@@ -31,7 +31,7 @@ from actors.watch import Watch
 from envs.base import Grade, InfraError, Task
 from models.chat import ChatFormat
 from models.flops import FlopModel
-from models.trace import Score, Trace
+from models.trace import Kind, Score, Trace
 
 log = logging.getLogger("posterior.collector")
 
@@ -96,17 +96,30 @@ class EvalReply:
 
 
 class GroupActors:
-    """What `Algorithm.collect` sees for one group (`actors.types.Actors`)."""
+    """What `Algorithm.collect` sees for one group (`actors.types.Actors`); tokens, flops: what it has sampled with it."""
 
     def __init__(self, collector: Collector, name: str, seed: int) -> None:
         self._collector, self.name, self.seed = collector, name, seed
+        self.tokens, self.flops = 0.0, 0.0
 
     async def sample(self, prefixes: Sequence[Prefix], params: SamplingParams) -> list[Sample]:
-        return await self._collector.samplers.sample(prefixes, params)
+        samples = await self._collector.samplers.sample(prefixes, params)
+        for prefix, sample in zip(prefixes, samples, strict=True):
+            # what this group sampled before, and goes on from, is still in the sampler's cache
+            known = len(prefix.token) if (prefix.kind == Kind.THOUGHT).any() else 0
+            self._charge(len(prefix.token) + len(sample.token), known, float((~np.isnan(sample.logprob)).sum()))
+        return samples
 
     async def rollout(self, task: Task, n: int, params: SamplingParams | None = None) -> list[Trace]:
         roller = await self._collector.roller()
-        return await roller.rollout(task, n, params or self._collector.config.sampling, self.name, self.seed)
+        traces = await roller.rollout(task, n, params or self._collector.config.sampling, self.name, self.seed)
+        for trace in traces:
+            self._charge(len(trace), 0, float(trace.sampled.sum()))
+        return traces
+
+    def _charge(self, length: int, known: int, tokens: float) -> None:
+        self.tokens += tokens
+        self.flops += self._collector.flops.sequence(length, known)
 
     async def score(self, role: str, traces: Sequence[Trace]) -> None:
         await self._collector.score(role, traces)
@@ -144,7 +157,7 @@ class Collector:
         self._attempts = attempts
         self.buffer = TraceBuffer(config.batch_groups, config.staleness)
         self._chat = ChatFormat(load_tokenizer(config.model_path, config.trust_remote_code))
-        self._flops = _flop_model(config.model_path, config.trust_remote_code)
+        self.flops = _flop_model(config.model_path, config.trust_remote_code)
         self._roller: Roller | None = None
         self._tasks: dict[int, Task] = {}
         self._changed = asyncio.Condition()
@@ -280,7 +293,7 @@ class Collector:
         groups = [
             Group(task=task, traces=traces, index=i) for i, (task, traces) in enumerate(zip(asked, played, strict=True))
         ]
-        self._totals["flops/eval"] += sum(self._flops.sequence(len(t)) for g in groups for t in g.traces)
+        self._totals["flops/eval"] += sum(self.flops.sequence(len(t)) for g in groups for t in g.traces)
         graded = [group for group in groups if group.live]
         if not graded:
             raise CollectionStopped(
@@ -305,7 +318,7 @@ class Collector:
             groups = await self.algorithm.probe(asked, actors, n)
         finally:
             self._evaluating = ""
-        self._totals["flops/eval"] += sum(self._flops.sequence(len(t)) for g in groups for t in g.traces)
+        self._totals["flops/eval"] += sum(self.flops.sequence(len(t)) for g in groups for t in g.traces)
         return groups
 
     async def state(self) -> dict[str, Any]:
@@ -377,7 +390,7 @@ class Collector:
 
     async def _collect(self, index: int, task: Task, epoch: int) -> None:
         name = f"{index}"
-        actors: Actors = GroupActors(self, name, seed_of(self.config.seed, "train", index))
+        actors = GroupActors(self, name, seed_of(self.config.seed, "train", index))
         try:
             group = await self.algorithm.collect(task, actors)
             kept = bool(group.live) and self.algorithm.keep(group)
@@ -387,9 +400,9 @@ class Collector:
             return
         if epoch != self._epoch:
             return
+        self._totals["tokens/sampled"] += actors.tokens
+        self._totals["flops/sampling"] += actors.flops
         for trace in group.traces:
-            self._totals["tokens/sampled"] += float(trace.sampled.sum())
-            self._totals["flops/sampling"] += self._flops.sequence(len(trace))
             self._totals["traces/infra"] += trace.masked
             self._totals["time/grading"] += trace.timings.get("grade", 0.0) / len(group.traces)
         async with self._changed:

@@ -33,9 +33,10 @@ from actors.sharding import shard
 from actors.types import Group
 from actors.update import OptimiserConfig, Updater
 from models.flops import FlopModel
-from models.forward import Distribution, score_traces
+from models.forward import Distribution, make_view, score_traces
 from models.loading import load_role, load_tokenizer, merged_weights
 from models.roles import RoleSpec
+from models.trace import Trace
 
 log = logging.getLogger("posterior.learner")
 
@@ -166,7 +167,7 @@ class Learner:
         self.step = self.first = 0
         self.started = time.perf_counter()
         self.earlier_seconds = 0.0
-        self.flops_learning = 0.0
+        self.flops_learning = self.flops_scoring = 0.0
         self.checkpoint_seconds = 0.0
         self.bad_steps = 0
         self._ahead: Any = None
@@ -243,8 +244,10 @@ class Learner:
                 for name, value in self.updater.update(mini, step, measure_gap=first).items():
                     metrics.setdefault(name, []).append(value)
                 first = False
-                lengths = [len(t) for g in mini for t in g.live if t.weights]
-                self.flops_learning += self.flops.training(lengths)
+                for role, spec in c.roles.items():
+                    if spec.trainable:
+                        learnt = [t for g in mini for t in g.live if self.algorithm.trains(role, t)]
+                        self.flops_learning += self.flops.training(self._lengths(spec, learnt))
         clock.lap("forward_backward")
         return {name: float(max(v) if name.endswith("/max") else np.mean(v)) for name, v in metrics.items()}
 
@@ -258,7 +261,7 @@ class Learner:
         if self.found is not None:
             first, state, algorithm_state = checkpoint.restore(self.found, self.updater)
             self.algorithm.load(algorithm_state)
-            self.flops_learning = state["learner"]["flops"]
+            self.flops_learning, self.flops_scoring = state["learner"]["flops"]
             self.earlier_seconds = state["learner"]["seconds"]
         arrays = merged_weights(self.updater.models["policy"])
         if self.rank == 0:
@@ -319,11 +322,14 @@ class Learner:
                     raise
                 time.sleep(0.2)
 
-    def _score(self, role: str, spec: RoleSpec, groups: Sequence[Group], version: int) -> None:
+    def _score(self, role: str, spec: RoleSpec, groups: Sequence[Group], version: int, *, charge: bool = True) -> None:
+        """Have a role read a batch. charge: count its work as training's."""
+        traces = [t for g in groups for t in g.live]
+        if charge:
+            self.flops_scoring += self.flops.forward(self._lengths(spec, traces))
         if spec.trainable:
             self.updater.score(role, groups, version)
             return
-        traces = [t for g in groups for t in g.live]
         scores = self._ask("scores", role, traces) if self.rank == 0 else None
         for trace, score in zip(traces, self._broadcast(scores), strict=True):
             trace.scores[role] = score
@@ -369,7 +375,7 @@ class Learner:
         groups = self._broadcast(groups)
         for role, spec in c.roles.items():
             if spec.scores or role == "policy":
-                self._score(role, spec, groups, version)
+                self._score(role, spec, groups, version, charge=False)
         return self.algorithm.diagnose(groups)
 
     def _eval_gap(self, groups: Sequence[Group]) -> dict[str, float]:
@@ -387,7 +393,7 @@ class Learner:
     def _checkpoint(self, version: int) -> None:
         self.status.stage(f"saving the checkpoint of version {version}")
         state = self._ask("state") if self.rank == 0 else {}
-        state["learner"] = {"flops": self.flops_learning, "seconds": self._seconds()}
+        state["learner"] = {"flops": (self.flops_learning, self.flops_scoring), "seconds": self._seconds()}
         checkpoint.save(
             self.config.checkpoints,
             version,
@@ -414,6 +420,7 @@ class Learner:
             "length/mean": float(np.mean(lengths)) if lengths else 0.0,
             "tokens/batch": float(sum(lengths)),
             "flops/learning": self.flops_learning,
+            "flops/scoring": self.flops_scoring,
             **reply.totals,
         }
 
@@ -460,6 +467,10 @@ class Learner:
 
     def _agree(self, flag: bool) -> bool:
         return bool(self._broadcast(flag))
+
+    def _lengths(self, spec: RoleSpec, traces: Sequence[Trace]) -> list[int]:
+        """Positions that a role reads of each trace."""
+        return [len(make_view(trace, spec.template)) for trace in traces]
 
     def _seconds(self) -> float:
         return self.earlier_seconds + time.perf_counter() - self.started

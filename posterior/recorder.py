@@ -90,7 +90,7 @@ class Recorder:
                     "max": max((row.get("gap/max") or 0.0 for row in train), default=None),
                     "mean": float(np.mean([row.get("gap/mean") or 0.0 for row in train])) if train else None,
                 },
-                "flops": {key: train[-1].get(f"flops/{key}") for key in ("sampling", "learning", "eval")}
+                "flops": {key: train[-1].get(f"flops/{key}") for key in ("sampling", "scoring", "learning", "eval")}
                 if train
                 else {},
                 "hardware": hardware(),
