@@ -16,6 +16,7 @@ from algorithms.base import Context
 from algorithms.neuralese_sft import NeuraleseSFT, NeuraleseSFTConfig
 from envs.base import Task
 from envs.pointer_chase import PointerChase
+from models import causal
 from models.causal import INTERVENTIONS, battery, intervene, shortened
 from models.feedback import Thinker, ThinkerConfig
 from models.forward import ModelForward, collate, score_traces
@@ -135,6 +136,16 @@ def test_the_battery_judges_whole_answers(folder: str) -> None:
     assert np.allclose(found["clean"].logprob, expected, atol=1e-4)
     bare = score_traces(model, [shortened(t, 0) for t in traces])
     assert np.allclose(found["truncate 0"].logprob, [float(np.nansum(s)) for s in bare], atol=1e-4)
+
+
+def test_the_battery_does_not_depend_on_how_much_is_read_at_once(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, traces = made(folder, 5)
+    whole = battery(model, traces, 3)
+    monkeypatch.setattr(causal, "POSITIONS", 2 * max(map(len, traces)))
+    parts = battery(model, traces, 3)
+    for name, outcome in whole.items():
+        assert outcome.logprob == pytest.approx(parts[name].logprob, abs=1e-4)
+        assert (outcome.correct == parts[name].correct).all()
 
 
 def test_effective_rank_of_known_spectra() -> None:
