@@ -166,7 +166,7 @@ def test_bad_arguments() -> None:
         with pytest.raises(
             ValueError, match=r"trace_execution needs an answer of 0 .* to 16 digits and corrupt of 0 to 1"
         ):
-            TraceExecution(**bad)  # type: ignore[arg-type]
+            TraceExecution(**bad)
     for lengths, answer in (([1, 6], 1), ([6, 3], 2), ([3], 2), ([3, 6], 4), ([3, 99], 2)):
         with pytest.raises(ValueError, match=r"trace_execution needs lengths: \[fewest, most\] in order"):
             TraceExecution(lengths=lengths, answer=answer)
