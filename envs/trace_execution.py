@@ -33,7 +33,7 @@ REASON = "reason"
 """Stands between the plan and the scratchpad."""
 MARKS = ("<think>", "</think>")
 SPLITS = ("train", "test", "longer", "pretrain")
-MIXTURE = {"right": 0.24, "noisy": 0.22, "truncated": 0.2, "irrelevant": 0.16, "empty": 0.18}
+MIXTURE = {"right": 0.34, "noisy": 0.18, "truncated": 0.16, "irrelevant": 0.14, "empty": 0.18}
 """Scratchpads of "pretrain": right, with a slip that is carried on, the beginning only, another program's, none."""
 GIVEN_SHARE, SKELETON_SHARE = 0.1, 0.04
 """Shares of "pretrain" whose prompt shows the answer, without and with the plan."""
@@ -56,7 +56,7 @@ class TraceExecution(SingleTurnEnv):
 
     def __init__(
         self,
-        lengths: Sequence[int] = (4, 7),
+        lengths: Sequence[int] = (4, 6),
         answer: int = 2,
         paraphrases: bool = False,
         corrupt: float = 0.0,
