@@ -1,6 +1,9 @@
 """Straight-line stack programs over the digits: drawing, running, writing down what the stack holds, and reading it back.
 
-push 3 push 4 add dup        3 .   3 4 .   7 .   7 7 .        the stack after each instruction, its top on the right
+    push 3 push 4 swap sub        push 3 . push 4 3 . swap 3 4 . sub 1 .
+
+On a scratchpad every instruction is followed by the stack behind it, read from the top, so that what is new is written first and what is
+below it stays as it was. In Python a stack is a tuple whose last entry is the top.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ Program = tuple[str, ...]
 State = tuple[int, ...]
 
 BASE = 10
-SHARES = {"push": 0.3, "add": 0.25, "sub": 0.2, "dup": 0.08, "swap": 0.1, "drop": 0.07}
+SHARES = {"push": 0.3, "add": 0.25, "sub": 0.2, "dup": 0.07, "swap": 0.12, "drop": 0.06}
 """How often an instruction is drawn, where it is possible."""
 NEEDS = {"push": 0, "add": 2, "sub": 2, "dup": 1, "swap": 2, "drop": 1}
 """How many digits it needs on the stack."""
@@ -27,15 +30,14 @@ NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 
 
 def draw(rng: Random, length: int, least: int) -> Program:
-    """A program of `length` instructions that never lacks a digit and ends with at least `least` digits on the stack."""
-    deepest = max(DEPTH, least)
+    """A program of `length` instructions (`least` + 2 or more) that never lacks a digit, ends with arithmetic, so that its top is not
+    merely the last number pushed, and leaves at least `least` digits on the stack."""
+    deepest = max(DEPTH, least + 1)
     program, depth = [], 0
     for left in range(length - 1, -1, -1):
-        can = [
-            op
-            for op in SHARES
-            if NEEDS[op] <= depth and least - left <= depth + GROWS[op] <= deepest and depth + GROWS[op] + left > 0
-        ]
+        wanted = least + 2 - left if left else least  # of what follows, the last instruction takes a digit away
+        can = [op for op in SHARES if NEEDS[op] <= depth and wanted <= depth + GROWS[op] <= deepest]
+        can = can if left else ["add", "sub"]
         op = rng.choices(can, [SHARES[op] for op in can])[0]
         depth += GROWS[op]
         program.append(f"push {int(rng.random() * BASE)}" if op == "push" else op)
@@ -88,9 +90,10 @@ def wrong_digit(state: State, rng: Random) -> State:
     return (*state[:at], changed, *state[at + 1 :])
 
 
-def scratchpad(states: Sequence[State]) -> tuple[str, ...]:
-    """One text for each instruction: the stack behind it, and a full stop."""
-    return tuple(" ".join([*map(str, state), STOP]) for state in states)
+def scratchpad(program: Program, states: Sequence[State]) -> tuple[str, ...]:
+    """One text for each state: the instruction, the stack behind it from its top, and a full stop. The digit of a push is the top."""
+    names = (instruction.partition(" ")[0] for instruction in program)
+    return tuple(" ".join([op, *map(str, reversed(state)), STOP]) for op, state in zip(names, states, strict=False))
 
 
 def skeleton(program: Program) -> str:
@@ -99,13 +102,13 @@ def skeleton(program: Program) -> str:
 
 
 def write(state: State, grammar: int = 0) -> str:
-    """A state in one of four grammars: 3 7; top 7 3; holds 3 then 7; three seven."""
-    digits = [str(d) for d in state]
+    """A state in one of four grammars, for (3, 7): 7 3; bottom 3 7; holds 7 then 3; seven three."""
+    digits = [str(d) for d in reversed(state)]
     return (
         " ".join(digits),
-        " ".join(["top", *reversed(digits)]),
+        " ".join(["bottom", *reversed(digits)]),
         f"holds {' then '.join(digits)}",
-        " ".join(NAMES[d] for d in state),
+        " ".join(NAMES[d] for d in reversed(state)),
     )[grammar]
 
 
@@ -118,8 +121,8 @@ def read(text: str) -> State | None:
     if len(words) > 64:
         return None
     plain = [str(d) for d in range(BASE)]
-    backwards = words[:1] == ["top"]
-    if backwards:
+    upwards = words[:1] == ["bottom"]
+    if upwards:
         words = words[1:]
     elif words[:1] == ["holds"]:
         if len(words) % 2 or any(word != "then" for word in words[2::2]):
@@ -130,7 +133,7 @@ def read(text: str) -> State | None:
     if not words or any(word not in plain for word in words):
         return None
     state = tuple(plain.index(word) for word in words)
-    return state[::-1] if backwards else state
+    return state if upwards else state[::-1]
 
 
 def place(program: Program, places: int) -> int:

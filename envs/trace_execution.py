@@ -1,9 +1,9 @@
 """Trace execution: what does a small stack program leave behind? The scratchpad is free text; the answer may be long.
 
-    push 3 push 4 add dup ->  <think> 3 . 3 4 . 7 . 7 7 . </think> 7 7
+    push 3 push 4 swap sub ->  <think> push 3 . push 4 3 . swap 3 4 . sub 1 . </think> 1
 
 The prompt is a straight-line program over the digits (`envs.stack_programs`), the written steps are the stack after every instruction,
-and the answer is the top of the stack, or all of it, from the bottom to the top. How well are thoughts learnt from good answers alone?
+and the answer is the top of the stack, or all of it, read from the top. How well are thoughts learnt from good answers alone?
 To ask that, the answers can be made like people's: in one of four paraphrases (`paraphrases`), and some of them wrong (`corrupt`). The
 grade sees through both, and is for evaluation.
 
@@ -11,8 +11,8 @@ grade sees through both, and is for evaluation.
 `MIXTURE`), its answers are right whatever the scratchpad says. Some of its prompts show the answer, in the format `GIVEN`, before a right
 scratchpad; and a few ask, in the format `SKELETON`, to plan before: a row of tags without any value, the word "reason", the scratchpad.
 
-    push 3 push 4 add given 7             <think> 3 . 3 4 . 7 . </think> 7
-    push 3 push 4 add given 7 skeleton    <think> PUSH PUSH ARITH reason 3 . 3 4 . 7 . </think> 7
+    push 3 push 4 add given 7             <think> push 3 . push 4 3 . add 7 . </think> 7
+    push 3 push 4 add given 7 skeleton    <think> PUSH PUSH ARITH reason push 3 . push 4 3 . add 7 . </think> 7
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ REASON = "reason"
 """Stands between the plan and the scratchpad."""
 MARKS = ("<think>", "</think>")
 SPLITS = ("train", "test", "longer", "pretrain")
-MIXTURE = {"right": 0.2, "noisy": 0.3, "truncated": 0.2, "irrelevant": 0.15, "empty": 0.15}
+MIXTURE = {"right": 0.34, "noisy": 0.18, "truncated": 0.16, "irrelevant": 0.14, "empty": 0.18}
 """Scratchpads of "pretrain": right, with a slip that is carried on, the beginning only, another program's, none."""
 GIVEN_SHARE, SKELETON_SHARE = 0.1, 0.04
 """Shares of "pretrain" whose prompt shows the answer, without and with the plan."""
@@ -56,7 +56,7 @@ class TraceExecution(SingleTurnEnv):
 
     def __init__(
         self,
-        lengths: Sequence[int] = (3, 6),
+        lengths: Sequence[int] = (4, 6),
         answer: int = 2,
         paraphrases: bool = False,
         corrupt: float = 0.0,
@@ -67,9 +67,9 @@ class TraceExecution(SingleTurnEnv):
                 f"trace_execution needs an answer of 0 (the whole stack) to {LONGEST_ANSWER} digits and corrupt of 0 to 1, "
                 f"not {answer} and {corrupt}"
             )
-        if len(lengths) != 2 or not max(2, answer) <= lengths[0] <= lengths[1] <= 64:
+        if len(lengths) != 2 or not max(1, answer) + 2 <= lengths[0] <= lengths[1] <= 64:
             raise ValueError(
-                "trace_execution needs lengths: [fewest, most] in order, of at least 2 instructions and one for every digit of the answer, "
+                "trace_execution needs lengths: [fewest, most] in order, of at least 3 instructions, two more than the answer has digits, "
                 f"at most 64, not {list(lengths)} with an answer of {answer}"
             )
         self.shortest, self.longest = lengths
@@ -83,7 +83,7 @@ class TraceExecution(SingleTurnEnv):
         digits = map(str, range(stack.BASE))
         tags = dict.fromkeys(stack.TAGS.values())
         return (
-            *(*digits, *stack.SHARES, stack.STOP, "top", "holds", "then", *stack.NAMES),
+            *(*digits, *stack.SHARES, stack.STOP, "bottom", "holds", "then", *stack.NAMES),
             *("given", "skeleton", *tags, REASON, *MARKS),
         )
 
@@ -106,7 +106,7 @@ class TraceExecution(SingleTurnEnv):
         if split == "pretrain":
             prompt, steps, meta["kind"] = self._pretraining(program, prompt, answer, rng)
         else:
-            steps = stack.scratchpad(stack.run(program))
+            steps = stack.scratchpad(program, stack.run(program))
         meta["literal"] = self.literal and split == "train"
         return Task(f"{split}-{index}", prompt, answer=answer, steps=steps, meta=meta)
 
@@ -136,22 +136,21 @@ class TraceExecution(SingleTurnEnv):
         self, program: stack.Program, prompt: str, answer: str, rng: Random
     ) -> tuple[str, tuple[str, ...], str]:
         """(prompt, steps, kind) of one task of "pretrain"."""
-        right, luck = stack.run(program), rng.random()
+        right, luck = stack.scratchpad(program, stack.run(program)), rng.random()
         if luck < SKELETON_SHARE:
-            steps = (stack.skeleton(program), REASON, *stack.scratchpad(right))
+            steps = (stack.skeleton(program), REASON, *right)
             return SKELETON.format(prompt=prompt, answer=answer), steps, "skeleton"
         if luck < SKELETON_SHARE + GIVEN_SHARE:
-            return GIVEN.format(prompt=prompt, answer=answer), stack.scratchpad(right), "given"
+            return GIVEN.format(prompt=prompt, answer=answer), right, "given"
         kind = rng.choices(list(MIXTURE), list(MIXTURE.values()))[0]
         if kind == "noisy":
-            states = stack.run_with_a_slip(program, rng)
-        elif kind == "truncated":
-            states = right[: 1 + int(rng.random() * (len(right) - 1))]
-        elif kind == "irrelevant":
-            states = stack.run(self._program(rng, "pretrain"))
-        else:
-            states = right if kind == "right" else []
-        return prompt, stack.scratchpad(states), kind
+            return prompt, stack.scratchpad(program, stack.run_with_a_slip(program, rng)), kind
+        if kind == "truncated":
+            return prompt, right[: 1 + int(rng.random() * (len(right) - 1))], kind
+        if kind == "irrelevant":
+            other = self._program(rng, "pretrain")
+            return prompt, stack.scratchpad(other, stack.run(other)), kind
+        return prompt, right if kind == "right" else (), kind
 
 
 def _owner(program: stack.Program) -> str:

@@ -23,7 +23,15 @@ def test_programs_run_by_hand() -> None:
     assert stack.run(("push 3", "push 4", "add", "dup")) == [(3,), (3, 4), (7,), (7, 7)]
     assert stack.run(("push 8", "push 9", "add", "push 9", "sub")) == [(8,), (8, 9), (7,), (7, 9), (8,)]
     assert stack.run(("push 1", "push 2", "swap", "drop", "drop")) == [(1,), (1, 2), (2, 1), (2,), ()]
-    assert stack.scratchpad([(1,), (1, 2), ()]) == ("1 .", "1 2 .", ".")
+    program = ("push 3", "push 4", "swap", "sub", "drop")
+    assert stack.scratchpad(program, stack.run(program)) == (
+        "push 3 .",
+        "push 4 3 .",
+        "swap 3 4 .",
+        "sub 1 .",
+        "drop .",
+    )
+    assert stack.scratchpad(program, [(5,), (5, 4)]) == ("push 5 .", "push 4 5 .")
     assert stack.skeleton(("push 1", "dup", "add", "swap", "sub", "drop")) == "PUSH MOVE ARITH MOVE ARITH MOVE"
     with pytest.raises(ValueError, match="'pop' is not an instruction"):
         stack.apply("pop", (1, 2))
@@ -43,19 +51,19 @@ def test_a_slip_changes_one_digit_and_is_carried_on() -> None:
 
 def test_four_grammars_say_the_same_and_are_read_back() -> None:
     said = [stack.write((3, 7, 0), grammar) for grammar in range(stack.GRAMMARS)]
-    assert said == ["3 7 0", "top 0 7 3", "holds 3 then 7 then 0", "three seven zero"]
+    assert said == ["0 7 3", "bottom 3 7 0", "holds 0 then 7 then 3", "zero seven three"]
     for state in ((3, 7, 0), (5,), tuple(range(10)) + (1,) * 6):
         for grammar in range(stack.GRAMMARS):
             assert stack.read(stack.write(state, grammar)) == state
     for text in (
         "",
-        "top",
+        "bottom",
         "holds",
         "holds 3 7",
         "holds 3 then",
         "3 then 7",
         "3 seven",
-        "top three",
+        "bottom three",
         "3 . 7",
         "12",
         "x",
@@ -65,16 +73,17 @@ def test_four_grammars_say_the_same_and_are_read_back() -> None:
 
 @pytest.mark.parametrize("answer", [0, 1, 3])
 def test_tasks_say_what_their_programs_do(answer: int) -> None:
-    env = TraceExecution(lengths=[3, 6], answer=answer)
-    for split, lengths in (("train", range(3, 7)), ("test", range(3, 7)), ("longer", range(7, 9))):
+    env = TraceExecution(lengths=[5, 7], answer=answer)
+    for split, lengths in (("train", range(5, 8)), ("test", range(5, 8)), ("longer", range(8, 10))):
         tasks = take(env, split, 300)
         assert {len(task.meta["program"]) for task in tasks} == set(lengths)
         for task in tasks:
             states = stack.run(task.meta["program"])
             assert task.prompt == " ".join(task.meta["program"])
-            assert task.steps == stack.scratchpad(states)
+            assert task.steps == stack.scratchpad(task.meta["program"], states)
+            assert task.meta["program"][-1] in ("add", "sub")
             wanted = states[-1][-answer:] if answer else states[-1]
-            assert task.answer == " ".join(map(str, wanted))
+            assert task.answer == " ".join(map(str, reversed(wanted)))
             assert len(wanted) == answer or (answer == 0 and wanted)
             assert max(map(len, states)) <= 4
             assert set(f"{task.prompt} {' '.join(task.steps or ())} {task.answer}".split()) <= set(env.words())
@@ -96,7 +105,7 @@ def test_the_mixture_of_pretraining_scratchpads() -> None:
         assert kinds[kind] / n == pytest.approx(0.86 * share, abs=0.02), kind
     for task in tasks:
         program, kind, steps = task.meta["program"], task.meta["kind"], task.steps or ()
-        right, plain = stack.scratchpad(stack.run(program)), " ".join(program)
+        right, plain = stack.scratchpad(program, stack.run(program)), " ".join(program)
         assert task.answer == stack.write(task.meta["state"]) == stack.write(stack.run(program)[-1][-2:])
         if kind == "skeleton":
             assert task.prompt == SKELETON.format(prompt=plain, answer=task.answer)
@@ -166,8 +175,8 @@ def test_bad_arguments() -> None:
         with pytest.raises(
             ValueError, match=r"trace_execution needs an answer of 0 .* to 16 digits and corrupt of 0 to 1"
         ):
-            TraceExecution(**bad)  # type: ignore[arg-type]
-    for lengths, answer in (([1, 6], 1), ([6, 3], 2), ([3], 2), ([3, 6], 4), ([3, 99], 2)):
+            TraceExecution(**bad)
+    for lengths, answer in (([1, 6], 1), ([6, 3], 2), ([3], 2), ([3, 6], 2), ([4, 99], 2)):
         with pytest.raises(ValueError, match=r"trace_execution needs lengths: \[fewest, most\] in order"):
             TraceExecution(lengths=lengths, answer=answer)
     with pytest.raises(

@@ -61,7 +61,9 @@ def instead_of_training(monkeypatch: pytest.MonkeyPatch, seconds: float = 0.0) -
     def run(warm: warm_start.WarmStart, config: Path, out: Path) -> Path:
         trained.append(warm.path)
         time.sleep(seconds)
-        return Path(shutil.copytree(model_path(load(config).config), out / "policy"))
+        return Path(
+            shutil.copytree(model_path(load(config).config), out / "policy", ignore=shutil.ignore_patterns("run"))
+        )
 
     monkeypatch.setattr(warm_start, "_run", run)
     return trained
