@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import signal
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,11 @@ import pytest
 import yaml
 from runs import result, rows, start, wait_until
 
+from actors.collector import by_task
+from actors.learner import Learner
+from actors.types import Group
+from envs.base import Task
+from models.trace import Trace
 from posterior.compare import CompareDir, _outcome
 from posterior.compare_config import compute, load_comparison
 from posterior.compare_read import choose, read
@@ -67,7 +74,10 @@ def test_arms_seeds_and_the_sweep_make_the_runs(tmp_path: Path) -> None:
         ({"arms": {"a": {}, "b": {"set": {"train.stepz": 1}}}}, "arm b: "),
         ({"arms": {"a": {}, "b": {"set": {"train.stepz": 1}}}}, "did you mean train.steps?"),
         ({"arms": {"a": {}, "b": {"set": {"seed": 1}}}}, "seed is the comparison's own"),
-        ({"arms": {"a": {}, "b": {"set": {"eval.tasks": 5}}}}, "arm b has eval.tasks 5 and a 128, which cannot be compared"),
+        (
+            {"arms": {"a": {}, "b": {"set": {"eval.tasks": 5}}}},
+            "arm b has eval.tasks 5 and a 128, which cannot be compared",
+        ),
         ({"arms": {"a": {}, "b": {"set": {"env.args": {"length": 4}}}}}, "arm b"),
         ({"arms": {"a": {}, "b": {"set": {"eval.every": 0}}}}, "arm b: eval.every is 0"),
         ({"reference": "c"}, "reference 'c' is no arm; there are: sft, jepo"),
@@ -125,7 +135,9 @@ def fake_run(found: CompareDir, job: Job, rate: float, gain: float, tasks: int =
         run.write_held_out(version, "test", each)
     for step in range(3):
         flops = {"flops/sampling": 2.0 * step, "flops/scoring": 1.0, "flops/learning": 3.0 * step, "flops/eval": 99.0}
-        run.append_metrics({"kind": "train", "step": step, "version": step + 1, "time/trained": step + 0.5, "seconds": 9.0} | flops)
+        run.append_metrics(
+            {"kind": "train", "step": step, "version": step + 1, "time/trained": step + 0.5, "seconds": 9.0} | flops
+        )
     run.write_result({"name": job.name, "status": status, **({"error": "it broke"} if status == "failed" else {})})
 
 
@@ -163,7 +175,14 @@ def test_figures_tables_and_files_of_known_runs(tmp_path: Path) -> None:
         "flops": {"sampling": 4.0, "scoring": 1.0, "learning": 6.0},
     }
     assert (tmp_path / "out/table.md").read_text() == text
-    for part in ("SFT \\| plain", "jepo ‡", "2 of 3", "+20.0 [+20.0, +20.0]", "0.010", "Missing: jepo, seed 2: it broke"):
+    for part in (
+        "SFT \\| plain",
+        "jepo ‡",
+        "2 of 3",
+        "+20.0 [+20.0, +20.0]",
+        "0.010",
+        "Missing: jepo, seed 2: it broke",
+    ):
         assert part in text
     assert "Intervals over 3 seeds are too narrow" in text
     with (tmp_path / "out/compare.csv").open() as file:
@@ -244,6 +263,40 @@ def test_held_out_values_by_task_follow_the_checkpoint(tmp_path: Path) -> None:
     assert list(run.read_held_out("test")) == [0, 4]
     run.truncate_held_out(-1)
     assert run.read_held_out("test_more") == {}
+
+
+@pytest.mark.parametrize(
+    ("bounds", "ends"),
+    [((5, None, None), 5), ((5, 10.0, None), 3), ((2, 10.0, None), 2), ((5, 10.0, 0.5), 1), ((5, None, 1.0), 2)],
+)
+def test_training_ends_with_the_first_bound_that_is_spent(
+    bounds: tuple[int, float | None, float | None], ends: int
+) -> None:
+    """4 FLOPs and half a second a step. A learner that starts at the last version's checkpoint knows that it is over."""
+    steps, flops, seconds = bounds
+    learner = object.__new__(Learner)
+    learner.config = SimpleNamespace(steps=steps, flops=flops, seconds=seconds)  # type: ignore[assignment]
+    learner.world, learner.spent, learner.trained = 1, 0.0, 0.0
+    version = 0
+    while not learner._over(version):
+        learner.spent, learner.trained, version = learner.spent + 4, learner.trained + 0.5, version + 1
+    assert version == ends
+
+
+def test_by_task_means_are_the_figures() -> None:
+    """A task none of whose answers could be graded is null, and takes no part in the mean."""
+
+    def group(name: str, grades: Sequence[float | None]) -> Group:
+        traces = []
+        for grade in grades:
+            trace = Trace.from_target([1], [2], name)
+            trace.outcome, trace.passed = "infra" if grade is None else "ok", grade == 1.0
+            trace.reward[-1] = 2.0 * (grade or 0.0)
+            traces.append(trace)
+        return Group(Task(name, "x"), traces)
+
+    each = by_task([group("a", [1.0, 0.5]), group("b", [None]), group("c", [None, 1.0])], 2.0)
+    assert each == {"tasks": ["a", "b", "c"], "pass@1": [0.5, None, 1.0], "mean_grade": [0.75, None, 1.0]}
 
 
 # A whole comparison
