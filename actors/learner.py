@@ -172,8 +172,9 @@ class Learner:
         self.started = time.perf_counter()
         self.earlier_seconds = 0.0
         self.flops_learning = self.flops_scoring = 0.0
-        self.spent = self.trained = 0.0
-        """FLOPs and seconds of training up to the newest version; evaluation and checkpoints are not charged."""
+        self.spent = self.trained = self.tail = 0.0
+        """FLOPs and seconds of training when the newest version was made, and what it took to publish and log it, which the next step is
+        charged for: a checkpoint must say what was known when `last` was decided. Evaluation and checkpoints are free."""
         self.last = False
         """Whether the newest version is the run's last."""
         self.checkpoint_seconds = 0.0
@@ -219,9 +220,9 @@ class Learner:
         metrics = self.algorithm.credit(groups)
         clock.lap("credit")
         metrics.update(self._update(groups, step, clock))
-        before = clock.total()
+        made = clock.total()
         self.spent = self.flops_learning + self.flops_scoring + reply.totals["flops/sampling"]
-        self.trained += before
+        self.trained += self.tail + made
         self.last = self._over(step + 1)
         self.status.stage(f"publishing version {step + 1} to the samplers")
         published = self._publish(step + 1)
@@ -240,7 +241,7 @@ class Learner:
         row["time/checkpoint"] = self.checkpoint_seconds
         row["time/apply_weights"] = published
         row["time/total"] = clock.total() + self.checkpoint_seconds
-        self.trained += clock.total() - before
+        self.tail = clock.total() - made
         row["time/trained"] = self.trained
         row["tokens/per_second"] = metrics["tokens/batch"] / max(clock.total(), 1e-9)
         self.checkpoint_seconds = 0.0

@@ -64,7 +64,7 @@ def markdown(result: Mapping[str, Any]) -> str:
 def lead(result: Mapping[str, Any]) -> str:
     """The same as markup for the head of report.html."""
     told = "".join(f"<li>{html.escape(note)}</li>" for note in notes(result))
-    return f'<section id="comparison">{"".join(table.html() for table in tables(result))}<ul class="notes">{told}</ul></section>'
+    return f'<section id="comparison">{"".join(table.html() for table in tables(result))}<div class="notes"><ul>{told}</ul></div></section>'
 
 
 def notes(result: Mapping[str, Any]) -> list[str]:
