@@ -20,13 +20,14 @@ from actors.learner import Learner
 from actors.types import Group
 from envs.base import Task
 from models.trace import Trace
-from posterior.compare import CompareDir, _outcome
+from posterior.compare import CompareDir, _alone, _outcome, compare, resume
 from posterior.compare_config import compute, load_comparison
 from posterior.compare_read import choose, read
 from posterior.compare_run import Job, prepare
 from posterior.compare_table import Table
 from posterior.config_load import ConfigError, load
 from posterior.rundir import RunDir
+from posterior.train import RunFailed
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE = {"name": "base", "env": {"name": "walk"}, "eval": {"every": 4, "thoughts": 32}, "sampling": {"max_tokens": 6}}
@@ -125,7 +126,10 @@ def test_the_shipped_comparison_is_valid() -> None:
 
 def fake_run(found: CompareDir, job: Job, rate: float, gain: float, tasks: int = 12, status: str = "finished") -> None:
     """What a run would have left behind: rates before and after, and log-likelihoods that say how easy a task was."""
-    run = prepare(job, found.arm(job.arm), found.run(job).path)
+    leave(prepare(job, found.arm(job.arm), found.run(job).path), rate, gain, tasks, status)
+
+
+def leave(run: RunDir, rate: float, gain: float, tasks: int = 12, status: str = "finished") -> None:
     ids = [f"t{i}" for i in range(tasks)]
     ease = np.linspace(np.log(0.01), np.log(0.9), tasks).tolist()
     for version, more in ((0, 0.0), (2, 5.0), (3, gain)):
@@ -138,7 +142,7 @@ def fake_run(found: CompareDir, job: Job, rate: float, gain: float, tasks: int =
         run.append_metrics(
             {"kind": "train", "step": step, "version": step + 1, "time/trained": step + 0.5, "seconds": 9.0} | flops
         )
-    run.write_result({"name": job.name, "status": status, **({"error": "it broke"} if status == "failed" else {})})
+    run.write_result({"name": run.path.name, "status": status, **({"error": "it broke"} if status == "failed" else {})})
 
 
 def compared(folder: Path, **more: Any) -> CompareDir:
@@ -229,6 +233,71 @@ def test_the_sweep_chooses_by_what_finished(tmp_path: Path) -> None:
     assert not again.unable("jepo")
     assert {job.values.get("train.optimiser.lr") for job in again.compared() if job.arm == "jepo"} == {1e-3}
     assert "no run of its sweep" in _outcome(again, False)["text"]
+
+
+def test_runs_follow_one_another_past_failures_and_go_on_after_ctrl_c(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sweep first, what it chose in every later run; a resumed comparison repeats nothing that has finished."""
+    asked: list[str] = []
+    ill, interrupt = {"jepo-lr=0.1-seed1000", "sft-seed0"}, {"jepo-seed0"}
+
+    def pretend(run: RunDir, steps: int) -> str:
+        asked.append(run.path.name)
+        if run.path.name in interrupt:
+            raise KeyboardInterrupt
+        fails = run.path.name in ill
+        leave(run, load(run.config).config.train.optimiser.lr, 0.1, status="failed" if fails else "finished")
+        return "it broke" if fails else ""
+
+    monkeypatch.setattr("posterior.compare.run_to_end", pretend)
+    monkeypatch.setattr("posterior.compare._check", lambda arms: None)
+    plan = load_comparison(
+        write(tmp_path, seeds=[0, 1], tuning={"set": {"train.optimiser.lr": [0.01, 0.1]}}, bootstrap=20)
+    )
+    first = compare(plan, tmp_path / "out")
+    sweep = [f"{arm}-lr={lr}-seed1000" for arm in ("sft", "jepo") for lr in (0.01, 0.1)]
+    assert asked == [*sweep, "sft-seed0", "jepo-seed0"]
+    assert first["status"] == "interrupted"
+    assert [first["arms"][arm]["tuned"] for arm in ("sft", "jepo")] == [
+        {"train.optimiser.lr": 0.1},
+        {"train.optimiser.lr": 0.01},
+    ]
+    asked.clear()
+    ill.clear()
+    interrupt.clear()
+    done = resume(tmp_path / "out")
+    assert asked == ["sft-seed0", "jepo-seed0", "sft-seed1", "jepo-seed1"]
+    assert done["status"] == "finished"
+    assert done["means"]["pass@1"]["sft"]["after"]["mean"] == pytest.approx(0.1 + 0.1)
+    assert done["means"]["pass@1"]["jepo"]["after"]["mean"] == pytest.approx(0.01 + 0.1)
+    asked.clear()
+    assert compare(plan, tmp_path / "out")["means"] == done["means"]
+    assert asked == []
+
+
+def test_a_comparison_without_one_finished_run_fails_with_the_first_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(run: RunDir, steps: int) -> str:
+        leave(run, 0.0, 0.0, status="failed")
+        return "it broke"
+
+    monkeypatch.setattr("posterior.compare.run_to_end", fail)
+    monkeypatch.setattr("posterior.compare._check", lambda arms: None)
+    with pytest.raises(RunFailed, match=r"no run of the comparison .* has finished .*the first: it broke"):
+        compare(load_comparison(write(tmp_path, seeds=[0])), tmp_path / "out")
+    tuning = {"set": {"train.steps": [1]}}
+    with pytest.raises(RunFailed, match="the first: no run of its sweep has finished"):
+        compare(load_comparison(write(tmp_path, seeds=[0], tuning=tuning)), tmp_path / "swept")
+    assert not (tmp_path / "swept/runs").exists()
+
+
+def test_two_processes_do_not_work_on_the_same_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("posterior.compare._check", lambda arms: None)
+    found = compared(tmp_path)
+    with _alone(found.path), pytest.raises(ConfigError, match="another process is at work"):
+        resume(found.path)
 
 
 def test_the_same_command_goes_on_and_another_one_is_refused(tmp_path: Path) -> None:
@@ -334,6 +403,7 @@ def test_a_comparison_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         "the second run's first step",
         lambda: (second / "metrics.jsonl").exists() and any(row["kind"] == "train" for row in rows(second)),
         process,
+        seconds=600,
     )
     process.send_signal(signal.SIGINT)
     first = result(process, 130)
