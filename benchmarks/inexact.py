@@ -1,13 +1,14 @@
-"""Inexactly graded answers: neuralese-SFT against answer-only SFT on punchlines, and against pause tokens.
+"""Inexactly graded answers: neuralese-SFT against answer-only SFT on punchlines, pause tokens and latent flow.
 
-    python -m benchmarks.inexact --json [--quick] [--seeds 5] [--steps 2500] [--ways neuralese sft pause] [--folder DIR]
+    python -m benchmarks.inexact --json [--quick] [--seeds 5] [--steps 2500] [--ways neuralese sft pause flow] [--folder DIR]
 
 The model of tune_configs/neuralese_inexact.yaml (GPT-2, 2 layers, width 64), trained on the same stream of prompts
-and good answers. SFT takes more steps, by the ratio of positions, so that its FLOPs are those of neuralese; of the
-data it then sees a little more. Held out, over the same 512 prompts: log p(y*|x) per answer, without its end, beside
-minus the entropy of y* (no model can do better on average), and the hidden gold score of one sampled answer per
-prompt. Means and 95 % intervals (Student's t) over seeds; differences are paired by seed. --folder keeps the figures
-of every training, and a second call does only those that are missing.
+and good answers. SFT takes more steps, and the latent flow (cross-entropy through its Euler steps) fewer, by the
+ratio of positions, so that all have the FLOPs of neuralese; of the data SFT then sees a little more. Held out, over
+the same 512 prompts: log p(y*|x) per answer, without its end, beside minus the entropy of y* (no model can do better
+on average), and the hidden gold score of one sampled answer per prompt. Means and 95 % intervals (Student's t) over
+seeds; differences are paired by seed. --folder keeps the figures of every training, and a second call does only those
+that are missing.
 """
 
 from __future__ import annotations
@@ -42,7 +43,16 @@ from models.trace import Kind, Trace
 LATENTS, WIDTH, LAYERS, HEADS, LR, WARMUP = 4, 64, 2, 4, 2e-3, 50
 POSITIONS = 12 + 4 + 3
 """Of a prompt, an answer and its end."""
-WAYS: dict[str, tuple[str, int]] = {"neuralese": ("gated", LATENTS), "sft": ("gated", 0), "pause": ("pause", LATENTS)}
+EULER = 3
+"""Steps of the latent flow."""
+WAYS: dict[str, tuple[str, int]] = {
+    "neuralese": ("gated", LATENTS),
+    "sft": ("gated", 0),
+    "pause": ("pause", LATENTS),
+    "flow": ("flow", LATENTS),
+}
+READ = {"neuralese": LATENTS, "sft": 0, "pause": LATENTS, "flow": LATENTS * (EULER + 1)}
+"""Positions read beside prompt and answer; the flow reads its latents once a step, and once more before it answers."""
 T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 """Student's t for 95 % by degrees of freedom, from 1."""
 
@@ -60,7 +70,7 @@ class Learner:
         size: dict[str, Any] = {"width": WIDTH, "layers": LAYERS, "heads": HEADS, "length": 48}
         path = write_model(self.folder / "model", Punchline().words(), family="gpt2", seed=self.seed, **size)
         torch.manual_seed(self.seed)
-        Thinker(ThinkerConfig(kind=kind), load_role(str(path)).base).save(path)  # type: ignore[arg-type]
+        Thinker(ThinkerConfig(kind=kind, euler_steps=EULER), load_role(str(path)).base).save(path)  # type: ignore[arg-type]
         self.model: RoleModel = load_role(str(path))
         context = Context(str(path), SamplingParams(latents=self.latents), self.seed)
         self.method = NeuraleseSFT(NeuraleseSFTConfig(), context)
@@ -142,10 +152,9 @@ def figures(way: str, seed: int, steps: int, batch: int, tasks: Sequence[Task], 
     file = folder and Path(folder) / f"{way}-seed{seed}-steps{steps}-batch{batch}.json"
     if file and file.exists():
         return dict(json.loads(file.read_text()))
-    latents = WAYS[way][1]
     with tempfile.TemporaryDirectory(prefix="posterior-bench-") as name:
         learner = Learner(way, seed, Path(name))
-        more = 1.0 if latents else (POSITIONS + LATENTS) / POSITIONS
+        more = (POSITIONS + LATENTS) / (POSITIONS + READ[way])
         seconds = learner.train(round(more * steps), batch)
         found = {**learner.judge(tasks), "cpu_seconds": seconds}
     print(f"{way}, seed {seed}: {json.dumps(found)}", file=sys.stderr, flush=True)
@@ -194,7 +203,7 @@ OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("--seeds", {"type": int, "default": 5}),
     ("--steps", {"type": int, "default": 2500}),
     ("--batch", {"type": int, "default": 128}),
-    ("--ways", {"nargs": "+", "choices": list(WAYS), "default": list(WAYS)}),
+    ("--ways", {"nargs": "+", "choices": list(WAYS), "default": ["neuralese", "sft", "pause"]}),
     ("--folder", {"default": None}),
 )
 

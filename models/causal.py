@@ -28,6 +28,8 @@ from models.forward import ModelForward, collate
 from models.loading import RoleModel
 from models.trace import Kind, Trace
 
+POSITIONS = 1 << 15
+"""Read at once."""
 INTERVENTIONS = ("zero", "mean", "noise", "shuffle", "transplant")
 
 
@@ -86,6 +88,20 @@ def shortened(trace: Trace, latents: int) -> Trace:
 
 
 def _read(model: RoleModel, traces: Sequence[Trace], latents_LD: Tensor | None) -> tuple[Outcome, Tensor | None]:
+    """Read rows of equally many latents each, some at a time. latents_LD: [L, D] in place of the model's own."""
+    each = 0 if latents_LD is None else len(latents_LD) // len(traces)
+    size = max(1, POSITIONS // max(map(len, traces)))
+    parts = []
+    for first in range(0, len(traces), size):
+        rows = traces[first : first + size]
+        given = None if latents_LD is None else latents_LD[first * each : (first + len(rows)) * each]
+        parts.append(_read_part(model, rows, given))
+    own = [latents for _, latents in parts if latents is not None]
+    outcome = Outcome(*(np.concatenate([getattr(o, name) for o, _ in parts]) for name in ("correct", "logprob")))
+    return outcome, torch.cat(own) if own else None
+
+
+def _read_part(model: RoleModel, traces: Sequence[Trace], latents_LD: Tensor | None) -> tuple[Outcome, Tensor | None]:
     device = next(model.parameters()).device
     batch = collate(traces, [trace.view() for trace in traces], device)
     forward = ModelForward(model, batch, latents=latents_LD)

@@ -18,6 +18,7 @@ from algorithms.base import Context
 from algorithms.neuralese_sft import NeuraleseSFT, NeuraleseSFTConfig
 from envs.base import Task
 from envs.pointer_chase import PointerChase
+from models import causal
 from models.causal import INTERVENTIONS, battery, intervene, shortened
 from models.feedback import Thinker, ThinkerConfig
 from models.forward import ModelForward, collate, score_traces
@@ -152,6 +153,16 @@ def test_a_probe_reads_the_answer_behind_the_latents(folder: str) -> None:
     each = algorithm.by_task(groups)
     assert each["logp_answer"] == pytest.approx(battery(model, examples, 3)["clean"].logprob.tolist(), abs=1e-4)
     assert algorithm.diagnose(groups, each) == {"logp_answer": pytest.approx(np.mean(each["logp_answer"]))}
+
+
+def test_the_battery_does_not_depend_on_how_much_is_read_at_once(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, traces = made(folder, 5)
+    whole = battery(model, traces, 3)
+    monkeypatch.setattr(causal, "POSITIONS", 2 * max(map(len, traces)))
+    parts = battery(model, traces, 3)
+    for name, outcome in whole.items():
+        assert outcome.logprob == pytest.approx(parts[name].logprob, abs=1e-4)
+        assert (outcome.correct == parts[name].correct).all()
 
 
 def test_effective_rank_of_known_spectra() -> None:
