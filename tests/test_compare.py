@@ -343,13 +343,28 @@ def test_training_ends_with_the_first_bound_that_is_spent(
 ) -> None:
     """4 FLOPs and half a second a step. A learner that starts at the last version's checkpoint knows that it is over."""
     steps, flops, seconds = bounds
-    learner = object.__new__(Learner)
-    learner.config = SimpleNamespace(steps=steps, flops=flops, seconds=seconds)  # type: ignore[assignment]
-    learner.world, learner.spent, learner.trained = 1, 0.0, 0.0
-    version = 0
-    while not learner._over(version):
-        learner.spent, learner.trained, version = learner.spent + 4, learner.trained + 0.5, version + 1
-    assert version == ends
+    learner: Any = object.__new__(Learner)
+    learner.config = SimpleNamespace(steps=steps, flops=flops, seconds=seconds, eval_every=0)
+    learner.rank, learner.world, learner.spent, learner.trained, learner.found = 0, 1, 0.0, 0.0, None
+    began, made, done = 0, [], []
+
+    def one_step(step: int) -> None:
+        made.append(step)
+        learner.spent, learner.trained = learner.spent + 4, learner.trained + 0.5
+        learner.last = learner._over(step + 1)
+
+    learner._one_step = one_step
+    learner._begin = lambda: began
+    learner._ask = lambda method: False
+    learner._checkpoint = lambda version: done.append(version)
+    learner._finish = lambda status, version: done.append((status, version))
+    learner.run()
+    assert made == list(range(ends))
+    assert done == [ends, ("finished", ends)]
+    began = ends
+    learner.run()
+    assert made == list(range(ends))
+    assert done[2:] == [ends, ("finished", ends)]
 
 
 def test_by_task_means_are_the_figures() -> None:
