@@ -205,6 +205,7 @@ def test_one_seed_says_that_intervals_are_over_tasks_alone(tmp_path: Path) -> No
         fake_run(found, Job(arm, 3), 0.5, 0.1)
     done = _outcome(found, False)
     assert "over held-out tasks only" in done["text"]
+    assert "An interval of width 0" in done["text"]
     equal = done["differences"]["pass@1"]["jepo"]
     assert (equal["mean"], equal["low"], equal["high"], equal["p_holm"]) == (0.0, 0.0, 0.0, 1.0)
 
