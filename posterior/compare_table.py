@@ -89,7 +89,7 @@ def notes(result: Mapping[str, Any]) -> list[str]:
             f"Intervals over {seeds} seeds are too narrow where seeds differ much; {FEW_SEEDS} or more are better."
         )
     every = [found["after"] for metric in result["means"].values() for found in metric.values() if found["after"]]
-    if any(found["low"] == found["high"] for found in every):
+    if any(found["high"] - found["low"] < 1e-9 for found in every):
         out.append("An interval of width 0: all that was measured came out the same, which is not certainty.")
     if any(arm["grader"] for arm in arms.values()):
         out.append(f"{GRADER} sees grades while it trains; the others see good answers only.")
