@@ -88,11 +88,12 @@ class BatchReply:
 
 @dataclass
 class EvalReply:
-    """Held-out figures of one split (`summarise`), the groups behind them, seconds."""
+    """Held-out figures of one split (`summarise`), the groups behind them, seconds. each: by task, see `by_task`."""
 
     figures: dict[str, float]
     groups: list[Group]
     seconds: float
+    each: dict[str, list[Any]]
 
 
 class GroupActors:
@@ -303,7 +304,7 @@ class Collector:
             [[t.passed for t in g.live] for g in graded],
             [[t.total_reward / self.config.reward_weight for t in g.live] for g in graded],
         )
-        return EvalReply(figures, groups, time.perf_counter() - start)
+        return EvalReply(figures, groups, time.perf_counter() - start, by_task(groups, self.config.reward_weight))
 
     async def probe(self, split: str, tasks: int, n: int) -> list[Group]:
         """Held-out tasks with n thoughts of the current weights each, good answers behind them."""
@@ -445,6 +446,19 @@ class Collector:
 
     def _restarts(self) -> int:
         return self._earlier_restarts + self.samplers.restarts + self.envs.restarts
+
+
+def by_task(groups: Sequence[Group], reward_weight: float) -> dict[str, list[Any]]:
+    """{"tasks": ids, "pass@1": [...], "mean_grade": [...]} of played tasks; None where no answer could be graded."""
+
+    def mean(values: list[float]) -> float | None:
+        return float(np.mean(values)) if values else None
+
+    return {
+        "tasks": [group.task.id for group in groups],
+        "pass@1": [mean([float(t.passed) for t in group.live]) for group in groups],
+        "mean_grade": [mean([t.total_reward / reward_weight for t in group.live]) for group in groups],
+    }
 
 
 def _flop_model(path: str, trust_remote_code: bool) -> FlopModel:

@@ -25,6 +25,7 @@ import torch.distributed as dist
 from ray.exceptions import ActorDiedError, ActorUnavailableError
 
 from actors import checkpoint
+from actors.bookkeeping import Clock, lineage
 from actors.clients import ActorLost, cause, unwrap
 from actors.collector import BatchReply, CollectionStopped, CollectorLost, EvalReply, Neighbours
 from actors.diary import Diary, DiskFull, Status, disk_full
@@ -62,6 +63,7 @@ class Recorder(Protocol):
     def metrics(self, row: dict[str, Any]) -> None: ...
     def truncate(self, step: int) -> None: ...
     def traces(self, name: str, step: int, groups: Sequence[Group]) -> None: ...
+    def held_out(self, version: int, split: str, each: Mapping[str, Sequence[Any]]) -> None: ...
     def finish(self, status: str, step: int, error: str = "") -> None: ...
 
 
@@ -70,7 +72,7 @@ class LearnerConfig:
     """What the loop needs of the run configuration, and its neighbours.
 
     roles: resolved (weights are paths); frozen roles with `scores` are asked through the collector. lora: keywords of
-    `load_role`, or None.
+    `load_role`, or None. flops, seconds: of training, after which the run ends before `steps`.
     """
 
     seed: int
@@ -82,6 +84,8 @@ class LearnerConfig:
     trust_remote_code: bool
     distribution: Distribution
     steps: int
+    flops: float | None
+    seconds: float | None
     epochs: int
     minibatches: int
     token_budget: int | None
@@ -168,6 +172,11 @@ class Learner:
         self.started = time.perf_counter()
         self.earlier_seconds = 0.0
         self.flops_learning = self.flops_scoring = 0.0
+        self.spent = self.trained = self.tail = 0.0
+        """FLOPs and seconds of training when the newest version was made, and what it took to publish and log it, which the next step is
+        charged for: a checkpoint must say what was known when `last` was decided. Evaluation and checkpoints are free."""
+        self.last = False
+        """Whether the newest version is the run's last."""
         self.checkpoint_seconds = 0.0
         self.bad_steps = 0
         self._ahead: Any = None
@@ -176,16 +185,25 @@ class Learner:
 
     def run(self) -> None:
         c = self.config
-        first = self.first = self._begin()
+        version = self.first = self._begin()
         if c.eval_every and self.found is None:
             self._evaluate(0)
-        for self.step in range(first, c.steps):
+        self.last = self._over(version)
+        while not self.last:
+            self.step = version
             if self._agree(self.rank == 0 and self._ask("stop_requested")):
-                self._checkpoint(self.step)
-                return self._finish("interrupted", self.step)
-            self._one_step(self.step)
-        self._checkpoint(c.steps)
-        self._finish("finished", c.steps)
+                self._checkpoint(version)
+                return self._finish("interrupted", version)
+            self._one_step(version)
+            version += 1
+        self._checkpoint(version)
+        self._finish("finished", version)
+
+    def _over(self, version: int) -> bool:
+        """Whether training ends with this version: its steps, FLOPs or seconds are spent. Every rank says the same."""
+        c = self.config
+        spent = c.flops is not None and self.spent >= c.flops
+        return version >= c.steps or spent or (c.seconds is not None and self._agree(self.trained >= c.seconds))
 
     def _one_step(self, step: int) -> None:
         c, clock = self.config, Clock()
@@ -202,6 +220,10 @@ class Learner:
         metrics = self.algorithm.credit(groups)
         clock.lap("credit")
         metrics.update(self._update(groups, step, clock))
+        made = clock.total()
+        self.spent = self.flops_learning + self.flops_scoring + reply.totals["flops/sampling"]
+        self.trained += self.tail + made
+        self.last = self._over(step + 1)
         self.status.stage(f"publishing version {step + 1} to the samplers")
         published = self._publish(step + 1)
         clock.lap("publish")
@@ -219,13 +241,15 @@ class Learner:
         row["time/checkpoint"] = self.checkpoint_seconds
         row["time/apply_weights"] = published
         row["time/total"] = clock.total() + self.checkpoint_seconds
+        self.tail = clock.total() - made
+        row["time/trained"] = self.trained
         row["tokens/per_second"] = metrics["tokens/batch"] / max(clock.total(), 1e-9)
         self.checkpoint_seconds = 0.0
         if self.rank == 0:
             c.recorder.metrics(row)
         if self._evaluates(version):
             self._evaluate(version)
-        if version % c.checkpoint_every == 0 and version < c.steps:
+        if version % c.checkpoint_every == 0 and not self.last:
             start = time.perf_counter()
             self._checkpoint(version)
             self.checkpoint_seconds = time.perf_counter() - start  # in the next row: this one must be there before
@@ -263,6 +287,7 @@ class Learner:
             self.algorithm.load(algorithm_state)
             self.flops_learning, self.flops_scoring = state["learner"]["flops"]
             self.earlier_seconds = state["learner"]["seconds"]
+            self.spent, self.trained = state["learner"].get("spent", (0.0, 0.0))  # unknown to older checkpoints
         arrays = merged_weights(self.updater.models["policy"])
         if self.rank == 0:
             self.status.stage(f"starting the collection at version {first}")
@@ -346,15 +371,17 @@ class Learner:
 
     def _evaluates(self, version: int) -> bool:
         c = self.config
-        return bool(c.eval_every) and (version % c.eval_every == 0 or version == c.steps)
+        return bool(c.eval_every) and (version % c.eval_every == 0 or self.last)
 
     def _evaluate(self, version: int) -> None:
         c = self.config
         start = time.perf_counter()
         row: dict[str, Any] = {"kind": "eval", "step": version, "version": version}
-        if c.eval_thoughts and version in (0, c.steps):
+        probed: dict[str, dict[str, list[float]]] = {}
+        if c.eval_thoughts and (version == 0 or self.last):
             for split in c.eval_splits:
-                row.update({f"eval/{split}/{name}": value for name, value in self._probe(split, version).items()})
+                figures, probed[split] = self._probe(split, version)
+                row.update({f"eval/{split}/{name}": value for name, value in figures.items()})
         if self.rank != 0:
             return
         for split in c.eval_splits:
@@ -362,13 +389,14 @@ class Learner:
             reply: EvalReply = self._ask("evaluate", split, c.eval_tasks, c.eval_samples, c.eval_temperature)
             row.update({f"eval/{split}/{name}": value for name, value in reply.figures.items()})
             c.recorder.traces(f"eval_{version:06d}_{split}", version, reply.groups[: c.trace_groups])
+            c.recorder.held_out(version, split, {**reply.each, **probed.get(split, {})})
             row.update(self._eval_gap(reply.groups))
         row["time/eval"] = time.perf_counter() - start
         row["seconds"] = self._seconds()
         c.recorder.metrics(row)
 
-    def _probe(self, split: str, version: int) -> dict[str, float]:
-        """What thoughts are worth on held-out tasks: drawn by the samplers, read by every role that scores."""
+    def _probe(self, split: str, version: int) -> tuple[dict[str, float], dict[str, list[float]]]:
+        """What thoughts are worth on held-out tasks, in all and by task: drawn by the samplers, read by every role that scores."""
         c = self.config
         self.status.stage(f"reading thoughts of version {version} on {split}")
         groups = self._ask("probe", split, c.eval_tasks, c.eval_thoughts) if self.rank == 0 else None
@@ -376,7 +404,8 @@ class Learner:
         for role, spec in c.roles.items():
             if spec.scores or role == "policy":
                 self._score(role, spec, groups, version, charge=False)
-        return self.algorithm.diagnose(groups)
+        each = self.algorithm.by_task(groups)
+        return self.algorithm.diagnose(groups, each), each
 
     def _eval_gap(self, groups: Sequence[Group]) -> dict[str, float]:
         """Sampler against learner on a few held-out traces, which the current version sampled (with staleness no batch is)."""
@@ -393,7 +422,11 @@ class Learner:
     def _checkpoint(self, version: int) -> None:
         self.status.stage(f"saving the checkpoint of version {version}")
         state = self._ask("state") if self.rank == 0 else {}
-        state["learner"] = {"flops": (self.flops_learning, self.flops_scoring), "seconds": self._seconds()}
+        state["learner"] = {
+            "flops": (self.flops_learning, self.flops_scoring),
+            "seconds": self._seconds(),
+            "spent": (self.spent, self.trained),
+        }
         checkpoint.save(
             self.config.checkpoints,
             version,
@@ -474,30 +507,6 @@ class Learner:
 
     def _seconds(self) -> float:
         return self.earlier_seconds + time.perf_counter() - self.started
-
-
-def lineage(indices: Sequence[int], offline: bool) -> list[int] | str:
-    """Which groups a batch holds, for its row: a list; of an offline method, whose batches follow in order,
-    "FIRST..LAST"."""
-    if offline and list(indices) == list(range(indices[0], indices[0] + len(indices))):
-        return f"{indices[0]}..{indices[-1]}"
-    return list(indices)
-
-
-class Clock:
-    """Seconds by stage of one step."""
-
-    def __init__(self) -> None:
-        self._start = self._last = time.perf_counter()
-        self.laps: dict[str, float] = {}
-
-    def lap(self, name: str) -> None:
-        now = time.perf_counter()
-        self.laps[f"time/{name}"] = self.laps.get(f"time/{name}", 0.0) + now - self._last
-        self._last = now
-
-    def total(self) -> float:
-        return time.perf_counter() - self._start
 
 
 def resolve_roles(roles: Mapping[str, RoleSpec]) -> dict[str, RoleSpec]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from actors.types import Actors, Group, SamplingParams
@@ -98,11 +99,15 @@ class Algorithm:
         hint = getattr(self.config, "hint", None)
         return await draw_probes(Thoughts(self.context.tokenizer), tasks, actors, n, self.context.sampling, hint)
 
-    def diagnose(self, groups: Sequence[Group]) -> dict[str, float]:
-        """Figures of what `probe` drew, once the roles that score have read it."""
-        from algorithms.probing import probe_figures
+    def by_task(self, groups: Sequence[Group]) -> dict[str, list[float]]:
+        """What each group of `probe` measured, once the roles that score have read it: one value a group."""
+        from algorithms.probing import probe_values
 
-        return probe_figures(groups)
+        return probe_values(groups)
+
+    def diagnose(self, groups: Sequence[Group], each: Mapping[str, Sequence[float]]) -> dict[str, float]:
+        """Figures of what `probe` drew: the means over tasks. each: what `by_task` says of these groups."""
+        return {name: float(np.mean(values)) for name, values in each.items()}
 
     def keep(self, group: Group) -> bool:
         """Whether a group enters the buffer. Must be a pure function of the group."""

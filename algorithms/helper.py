@@ -165,12 +165,12 @@ class Helper(PosteriorMethod):
             rewards.append(float(ratio.sum()))
         return credits, {"reward/mean": float(np.mean(rewards))}
 
-    def diagnose(self, groups: Sequence[Group]) -> dict[str, float]:
+    def diagnose(self, groups: Sequence[Group], each: Mapping[str, Sequence[float]]) -> dict[str, float]:
         """With how far the helper is from the posterior on held-out tasks."""
         own = [of_kind(group, "drawn") for group in groups]
         scores = [np.array([progress_of(t, "helper").sum() for t in traces]) for traces in own]
         measured = bayes_gap(scores, [likelihoods(traces) for traces in own])
-        return {**super().diagnose(groups), **{f"helper_{name}": value for name, value in measured.items()}}
+        return {**super().diagnose(groups, each), **{f"helper_{name}": value for name, value in measured.items()}}
 
     def trains(self, role: str, trace: Trace) -> bool:
         return ("fit" if role == "helper" else "thought") in trace.weights

@@ -27,8 +27,10 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt, model_validator
 from torch import Tensor
 
-from actors.types import Group
+from actors.types import Actors, Group
 from algorithms.base import Algorithm, AlgorithmConfig, Context
+from algorithms.posterior_method import answer_of
+from algorithms.thoughts import answer_loglik
 from envs.base import Move, Task
 from models.chat import ChatFormat
 from models.loading import latent_id
@@ -155,6 +157,26 @@ class NeuraleseSFT(Algorithm):
             eps_seed=seed,
             meta={"answer_at": n - answer},
         )
+
+    async def probe(self, tasks: Sequence[Task], actors: Sequence[Actors], n: int) -> list[Group]:
+        """Without latents as every method. With them the good answer behind the latents: one reading is log p(y*|x), and n has no
+        say (of noisy latents it is one draw, and below log p(y*|x) on average)."""
+        if not self.context.sampling.latents:
+            return await super().probe(tasks, actors, n)
+        chat, latent = ChatFormat(self.context.tokenizer), latent_id(self.context.tokenizer)
+        groups = []
+        for place, (task, own) in enumerate(zip(tasks, actors, strict=True)):
+            prompt = chat.prompt_ids(task.prompt)
+            answer = chat.emission_ids((), answer_of(task), False, chat.opens(prompt))
+            latents = np.full(self.context.sampling.latents_for(task), latent, np.int32)
+            parts = [(prompt, Kind.CONTEXT, 0), (latents, Kind.LATENT, 0), (answer, Kind.TARGET, 0)]
+            groups.append(Group(task, [self._trace(task, place, parts, len(answer), own.seed)], place))
+        return groups
+
+    def by_task(self, groups: Sequence[Group]) -> dict[str, list[float]]:
+        if not self.context.sampling.latents:
+            return super().by_task(groups)
+        return {"logp_answer": [answer_loglik(group.traces[0]) for group in groups]}
 
     def credit(self, groups: Sequence[Group]) -> dict[str, float]:
         """Writes "ce": 1 at every position of a good answer. With a teacher "ce_teacher" likewise on its traces, and

@@ -58,8 +58,8 @@ def of_kind(group: Group, which: str) -> list[Trace]:
     return [trace for trace in group.live if trace.meta[WHICH] == which]
 
 
-def probe_figures(groups: Sequence[Group]) -> dict[str, float]:
-    """Means over tasks, in nats where a logarithm is meant; the policy has scored the groups."""
+def probe_values(groups: Sequence[Group]) -> dict[str, list[float]]:
+    """One value a task, in nats where a logarithm is meant; the policy has scored the groups."""
     each: dict[str, list[float]] = {}
 
     def note(name: str, value: float) -> None:
@@ -78,4 +78,4 @@ def probe_figures(groups: Sequence[Group]) -> dict[str, float]:
         note("thought_distinct", len({trace.token.tobytes() for trace in own}) / len(own))
         surprise = np.concatenate([-trace.logprob[trace.kind == Kind.THOUGHT] for trace in own])
         note("thought_entropy", float(surprise.mean()))
-    return {name: float(np.mean(values)) for name, values in each.items()}
+    return each

@@ -101,6 +101,8 @@ def sibling_config(config: RunConfig, name: str, lr: float) -> RunConfig:
     out = config.model_copy(deep=True)
     out.name = f"{config.name}-{name}"
     out.train.steps = round(config.controls.steps_factor * config.train.steps)
+    out.train.flops = config.train.flops and config.controls.steps_factor * config.train.flops
+    out.train.seconds = config.train.seconds and config.controls.steps_factor * config.train.seconds
     out.train.optimiser.lr = lr
     out.eval.causal = 0
     out.eval.every = out.train.steps

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import signal
 import subprocess
+
+from posterior.rundir import RunDir
 
 PATIENCE = 120.0
 """Seconds that a run may take to end its step and write its checkpoint before it is killed."""
@@ -30,3 +33,27 @@ def end(process: subprocess.Popen[bytes], patience: float = PATIENCE) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.communicate()
+
+
+def failure(run: RunDir, out: bytes, code: int, log: str) -> str:
+    """Why a run whose process ended failed, "" if it did not; also written to its result.json if it did not come to that itself.
+
+    out: the one JSON object of its --json. log: the name of the file in its folder that took what else it said.
+    """
+    try:
+        result = json.loads(out)
+    except ValueError:
+        result = {"ok": False, "error": f"the run ended with code {code} and no word; see {log} in its folder"}
+    if result.get("ok") or result.get("status") == "interrupted" or result.get("error") == "interrupted":
+        return ""
+    sentence = str(result.get("error"))
+    mark(run, "failed", sentence)
+    return sentence
+
+
+def mark(run: RunDir, status: str, error: str = "") -> None:
+    """Set the status in a run's result.json, keeping what else it says. error: one sentence, replaces an earlier one."""
+    result = {key: value for key, value in run.read_result().items() if key != "error"}
+    steps = [row["version"] for row in run.read_metrics() if row.get("kind") == "train"]
+    base = {"name": run.path.name, "status": status, "steps": max(steps, default=0)}
+    run.write_result({**base, **result, "status": status, **({"error": error} if error else {})})

@@ -108,11 +108,13 @@ def build_parser() -> argparse.ArgumentParser:
 
     resume = add(
         "resume",
-        "continue a stopped run from its newest checkpoint, or a stopped search",
+        "continue a stopped run from its newest checkpoint, or a stopped search or comparison",
         "runs:resume",
         "example:\n  posterior resume runs/demo-20260101-120000",
     )
-    resume.add_argument("run_dir", type=Path, metavar="RUN", help="run directory, or the folder of a search")
+    resume.add_argument(
+        "run_dir", type=Path, metavar="RUN", help="run directory, or the folder of a search or comparison"
+    )
 
     tune = add(
         "tune",
@@ -128,6 +130,19 @@ def build_parser() -> argparse.ArgumentParser:
     )
     tune.add_argument("config", type=Path, metavar="CONFIG.yaml", help="the search")
     add_run_options(tune)
+
+    compare = add(
+        "compare",
+        "train several methods on the same tasks, seeds and compute, and compare them with intervals",
+        "compare:run",
+        "A comparison's file names a base configuration, the arms, the seeds and what is tuned; every run is a whole run in\n"
+        "OUT/runs. Continue a stopped comparison with `posterior resume OUT`, or with the same command and --out.\n\n"
+        "examples:\n"
+        "  posterior compare tune_configs/compare_posterior.yaml --dry-run\n"
+        "  posterior compare tune_configs/compare_posterior.yaml seeds='[0,1]' train.seconds=30 --out runs/compared",
+    )
+    compare.add_argument("config", type=Path, metavar="CONFIG.yaml", help="the comparison")
+    add_run_options(compare)
 
     evaluate = add(
         "eval",

@@ -129,7 +129,11 @@ class Optimiser(Section):
 
 class Train(Section):
     steps: PositiveInt = 100
-    """Batches consumed in the run."""
+    """Batches consumed in the run, at most."""
+    flops: PositiveFloat | None = None
+    """End after the step at which sampling, scoring and learning have cost so much (evaluation is free); null: no bound."""
+    seconds: PositiveFloat | None = None
+    """End after the step at which training has taken so long (evaluation and checkpoints are free); null: no bound."""
     batch_groups: PositiveInt = 8
     """Groups (tasks) a batch; times group_size traces."""
     epochs: PositiveInt = 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -52,6 +52,11 @@ class Recorder:
         """A (re)start at a version: rows of later steps will be written again."""
         if self.run.metrics.exists():
             self.run.truncate_metrics(step)
+        self.run.truncate_held_out(step)
+
+    def held_out(self, version: int, split: str, each: Mapping[str, Sequence[Any]]) -> None:
+        """Keep what each task of an evaluation came to."""
+        self.run.write_held_out(version, split, each)
 
     def traces(self, name: str, step: int, groups: Sequence[Group]) -> None:
         """Write sampled traces for the report: one JSON line a group (format: `posterior.report_data`)."""

@@ -4,6 +4,7 @@
     metrics.jsonl    one JSON object a line                checkpoints/ weights, optimiser, buffer and RNG state
     result.json      the final figures                     report.html  written by `posterior report`
     events.jsonl     deaths, returns, standstills          .status/     where each process stands (`actors.diary`)
+    held_out/        every evaluation task by task, VERSION_SPLIT.json
 
 Metrics are appended, one whole line a write; small files are written aside, flushed to disk and renamed.
 """
@@ -123,6 +124,7 @@ class RunDir:
         self.events = self.path / "events.jsonl"
         self.traces = self.path / "traces"
         self.checkpoints = self.path / "checkpoints"
+        self.held_out = self.path / "held_out"
         self.result = self.path / "result.json"
         self.report = self.path / "report.html"
 
@@ -180,6 +182,30 @@ class RunDir:
             if (evaluated <= step) if row.get("kind") == "eval" else (batch < step):
                 kept.append(json.dumps(plain(row), allow_nan=False) + "\n")
         write_atomic(self.metrics, "".join(kept))
+
+    def write_held_out(self, version: int, split: str, each: Mapping[str, Any]) -> None:
+        """Keep what each task of an evaluation came to: {"tasks": ids, METRIC: [one value a task, null where unknown]}."""
+        self.held_out.mkdir(exist_ok=True)
+        write_atomic(self.held_out / f"{version:06d}_{split}.json", json.dumps(plain(each), allow_nan=False) + "\n")
+
+    def read_held_out(self, split: str) -> dict[int, dict[str, list[Any]]]:
+        """Version to what `write_held_out` kept of a split, oldest first. Raises ValueError naming a file that cannot be read."""
+        found = {}
+        for path in sorted(self.held_out.glob("*.json")):
+            version, _, of = path.stem.partition("_")
+            if of == split and version.isdecimal():
+                try:
+                    found[int(version)] = dict(json.loads(path.read_text(encoding="utf-8")))
+                except ValueError as error:
+                    raise ValueError(f"{path} is not valid JSON ({error}).") from None
+        return found
+
+    def truncate_held_out(self, version: int) -> None:
+        """Forget evaluations of later versions, as `truncate_metrics` does."""
+        for path in self.held_out.glob("*.json"):
+            number = path.stem.partition("_")[0]
+            if number.isdecimal() and int(number) > version:
+                path.unlink()
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write the resolved configuration as YAML, keys in the order given."""

@@ -58,7 +58,9 @@ def resume(run_dir: Path) -> dict[str, Any]:
         complete(run, config)
         return {**run.read_result(), "run": str(run.path), "report": _report(run)}
     if run.read_result().get("status") == "finished":
-        raise ConfigError(f"the run {run.path} is finished; raise train.steps in its config.yaml to train it further")
+        raise ConfigError(
+            f"the run {run.path} is finished; raise train.steps (or flops, seconds) in its config.yaml to train it further"
+        )
     plan = launch.make_plan(config)
     found = checkpoint.latest(run.checkpoints)
     if found is not None:
@@ -87,6 +89,8 @@ def learner_config(plan: launch.Plan, run: RunDir, collector: Any, neighbours: N
         trust_remote_code=c.model.trust_remote_code,
         distribution=plan.distribution,
         steps=c.train.steps,
+        flops=c.train.flops,
+        seconds=c.train.seconds,
         epochs=c.train.epochs,
         minibatches=c.train.minibatches,
         token_budget=c.train.token_budget,

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from posterior import launch
+from posterior.child import mark
 from posterior.cluster import cluster
 from posterior.config_load import ConfigError, Resolved, dump, load
 from posterior.progress import SearchProgress
@@ -30,7 +31,7 @@ from posterior.train import RunFailed, say
 from posterior.tune_config import RECORD, SearchPlan, TrialPlan, TuneConfig
 from posterior.tune_page import write_page
 from posterior.tune_table import Row, as_text, best_row, row_of, write_csv
-from posterior.tune_trial import STOPPED, Trial, TrialTask, mark
+from posterior.tune_trial import STOPPED, Trial, TrialTask
 
 TRIALS = "trials"
 OVER = ("finished", STOPPED)

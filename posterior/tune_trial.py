@@ -9,7 +9,6 @@ started there. It starts by `resume` because that also starts a run that has not
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from typing import Any
 import ray
 from ray import tune
 
-from posterior.child import end, prepare
+from posterior.child import end, failure, prepare
 from posterior.rundir import RunDir
 
 HEARTBEAT = 1.0
@@ -67,10 +66,13 @@ class Trial(tune.Trainable):
                 if new and (ended or row["version"] < self.task.steps):
                     return self._evaluation(row)
             if ended:
-                return {"done": True, "failed": "" if self.process is None else failure(self.run, self.process)}
+                return {"done": True, "failed": "" if self.process is None else self._failure(self.process)}
             if time.monotonic() > until:
                 return {"at": max((int(row["version"]) for row in rows), default=0)}
             time.sleep(POLL)
+
+    def _failure(self, process: subprocess.Popen[bytes]) -> str:
+        return failure(self.run, process.communicate()[0], process.returncode, LOG)
 
     def _evaluation(self, row: dict[str, Any]) -> dict[str, Any]:
         self.reported = int(row["version"])
@@ -105,28 +107,3 @@ def start(task: TrialTask) -> subprocess.Popen[bytes]:
         )
     finally:
         log.close()
-
-
-def failure(run: RunDir, process: subprocess.Popen[bytes]) -> str:
-    """Why the ended run failed, "" if it did not; also written to its result.json if it did not come to that itself."""
-    out = process.communicate()[0]
-    try:
-        result = json.loads(out)
-    except ValueError:
-        result = {
-            "ok": False,
-            "error": f"the run ended with code {process.returncode} and no word; see {LOG} in its folder",
-        }
-    if result.get("ok") or result.get("status") == "interrupted" or result.get("error") == "interrupted":
-        return ""
-    sentence = str(result.get("error"))
-    mark(run, "failed", sentence)
-    return sentence
-
-
-def mark(run: RunDir, status: str, error: str = "") -> None:
-    """Set the status in a run's result.json, keeping what else it says. error: one sentence, replaces an earlier one."""
-    result = {key: value for key, value in run.read_result().items() if key != "error"}
-    steps = [row["version"] for row in run.read_metrics() if row.get("kind") == "train"]
-    base = {"name": run.path.name, "status": status, "steps": max(steps, default=0)}
-    run.write_result({**base, **result, "status": status, **({"error": error} if error else {})})

@@ -3,8 +3,10 @@ forms."""
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,7 +25,7 @@ from models.forward import ModelForward, collate, score_traces
 from models.lens import _effective_rank, look
 from models.loading import RoleModel, load_role
 from models.scratch import write_model
-from models.trace import Kind, Trace
+from models.trace import Kind, Score, Trace
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +138,21 @@ def test_the_battery_judges_whole_answers(folder: str) -> None:
     assert np.allclose(found["clean"].logprob, expected, atol=1e-4)
     bare = score_traces(model, [shortened(t, 0) for t in traces])
     assert np.allclose(found["truncate 0"].logprob, [float(np.nansum(s)) for s in bare], atol=1e-4)
+
+
+def test_a_probe_reads_the_answer_behind_the_latents(folder: str) -> None:
+    """log p(y*|x) of a latent thinker is one reading: what the battery calls clean."""
+    algorithm, asked = method(folder), tasks(6, "test")
+    actors: Any = [SimpleNamespace(name=str(i), seed=i) for i in range(6)]
+    groups = asyncio.run(algorithm.probe(asked, actors, 32))
+    traces = [group.traces[0] for group in groups]
+    model, examples = made(folder, 6)
+    assert [t.token.tolist() for t in traces] == [t.token.tolist() for t in examples]
+    for trace, values in zip(traces, score_traces(model, traces), strict=True):
+        trace.scores["policy"] = Score(values, 0)
+    each = algorithm.by_task(groups)
+    assert each["logp_answer"] == pytest.approx(battery(model, examples, 3)["clean"].logprob.tolist(), abs=1e-4)
+    assert algorithm.diagnose(groups, each) == {"logp_answer": pytest.approx(np.mean(each["logp_answer"]))}
 
 
 def test_the_battery_does_not_depend_on_how_much_is_read_at_once(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -257,7 +257,7 @@ def test_probes_tell_drawn_empty_and_foreign_thoughts_apart(model: str) -> None:
     thoughts = Thoughts(load_tokenizer(model))
     groups = asyncio.run(draw_probes(thoughts, TASKS[:3], actors, 4, SamplingParams(max_tokens=BUDGET), GIVEN))
     run.score(groups)
-    figures = run.algorithm.diagnose(groups)
+    figures = run.algorithm.diagnose(groups, run.algorithm.by_task(groups))
     logs = [likelihoods(of_kind(group, "drawn")) for group in groups]
     assert figures["logp_answer"] == pytest.approx(np.mean([np.log(np.exp(v).mean()) for v in logs]))
     assert figures["logp_answer"] >= figures["logp_given_thought"]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from posterior.cluster import refuse_lost
+from posterior.compare_config import RECORD as COMPARISON
 from posterior.config_load import ConfigError, Resolved, describe, load, parse_words
 from posterior.tune_config import RECORD
 
@@ -64,6 +65,10 @@ def resume(args: argparse.Namespace) -> dict[str, Any]:
         from posterior.commands.tune import resume as resume_search
 
         return resume_search(args.run_dir, args.json)
+    if (args.run_dir / COMPARISON).is_file():
+        from posterior.commands.compare import resume as resume_comparison
+
+        return resume_comparison(args.run_dir, args.json)
     from posterior.train import resume as run
 
     result = run(args.run_dir)

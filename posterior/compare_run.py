@@ -1,0 +1,101 @@
+"""The runs of a comparison: each a whole run directory, and `posterior resume` on it in a process of its own, one after another."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from posterior import child
+from posterior.config_load import dump, load
+from posterior.rundir import RunDir, write_atomic
+from posterior.train import say
+
+LOG = "run.log"
+"""What a run says while it goes, in its folder."""
+POLL = 0.5
+LINE_SECONDS = 20.0
+"""Between two lines on one run's progress."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run. values: of the swept keys. tuning: it belongs to the sweep."""
+
+    arm: str
+    seed: int
+    values: Mapping[str, Any] = field(default_factory=dict)
+    tuning: bool = False
+
+    @property
+    def name(self) -> str:
+        """ARM-seedS, so that reports know what belongs together; in a sweep ARM-lr=0.001-seedS."""
+        told = ",".join(f"{key.split('.')[-1]}={value}" for key, value in self.values.items()) if self.tuning else ""
+        short = re.sub(r"[^A-Za-z0-9_.,=+-]+", "-", told)[:60]
+        return f"{self.arm}-{short}-seed{self.seed}" if told else f"{self.arm}-seed{self.seed}"
+
+
+def prepare(job: Job, arm: Path, folder: Path) -> RunDir:
+    """The job's run directory with its configuration in it, ready to be resumed. arm: the configuration of the arm."""
+    run = RunDir(folder)
+    if not run.config.exists():  # the last thing written: whatever is there without it was never started
+        place = "the comparison"
+        settings = {**job.values, "seed": job.seed, "name": job.name}
+        text = dump(load(arm, [], {key: (value, place) for key, value in settings.items()}).config)
+        for part in (run.path, run.traces, run.checkpoints):
+            part.mkdir(parents=True, exist_ok=True)
+        write_atomic(run.config, text)
+    return run
+
+
+def run_to_end(run: RunDir, steps: int) -> str:
+    """Start or continue a run and wait for its end; why it failed, "" if it did not. Ctrl-C ends it with a checkpoint.
+
+    Raises KeyboardInterrupt also if somebody interrupted the run itself.
+    """
+    with open(run.path / LOG, "ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "posterior", "resume", str(run.path), "--json"],
+            cwd=os.getcwd(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            start_new_session=True,  # Ctrl-C at the terminal is the comparison's to pass on
+            preexec_fn=child.prepare,
+        )
+    told = time.monotonic()
+    try:
+        while True:
+            with suppress(subprocess.TimeoutExpired):
+                out = process.communicate(timeout=POLL)[0]
+                break
+            if time.monotonic() - told > LINE_SECONDS:
+                told = time.monotonic()
+                say(f"  {progress(run, steps)}")
+    except BaseException:
+        child.end(process)
+        raise
+    failure = child.failure(run, out, process.returncode, LOG)
+    if not failure and run.read_result().get("status") != "finished":
+        raise KeyboardInterrupt
+    return failure
+
+
+def progress(run: RunDir, steps: int) -> str:
+    """How far a run is, in a few words."""
+    try:
+        rows = [row for row in run.read_metrics() if row.get("kind") == "train"]
+    except (OSError, ValueError, json.JSONDecodeError):
+        rows = []
+    if not rows:
+        return f"{run.path.name}: before its first step"
+    trained = rows[-1].get("time/trained") or 0.0
+    return f"{run.path.name}: step {rows[-1]['version']} of at most {steps}, trained for {trained:.0f} s"
