@@ -18,7 +18,7 @@ scratchpad; and a few ask, in the format `SKELETON`, to plan before: a row of ta
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from random import Random
 from typing import ClassVar
 
@@ -44,7 +44,7 @@ class TraceExecution(SingleTurnEnv):
     """lengths: fewest and most instructions. answer: how many digits from the top of the stack it is (1 to 16); 0 for the whole stack.
     paraphrases: write answers in one of four grammars, drawn for each task. corrupt: share of training tasks whose answer is wrong.
     literal: grade training tasks word for word against their given answer, as whoever has no canonicaliser must; held-out tasks are
-    graded by what the answer means in any case.
+    graded by what the answer means in any case. train_tasks: how many training tasks there are, to be seen again and again; 0 for no end.
 
     Splits: "train", "test", "longer" (one or two instructions more than `lengths` allows) and "pretrain", all endless. Of all programs
     one in sixteen is test's, eight are pretrain's and the others train's. The programs do not depend on paraphrases and corrupt.
@@ -61,6 +61,7 @@ class TraceExecution(SingleTurnEnv):
         paraphrases: bool = False,
         corrupt: float = 0.0,
         literal: bool = False,
+        train_tasks: int = 0,
     ) -> None:
         if not 0 <= answer <= LONGEST_ANSWER or not 0.0 <= corrupt <= 1.0:
             raise ValueError(
@@ -72,7 +73,10 @@ class TraceExecution(SingleTurnEnv):
                 "trace_execution needs lengths: [fewest, most] in order, of at least 3 instructions, two more than the answer has digits, "
                 f"at most 64, not {list(lengths)} with an answer of {answer}"
             )
+        if train_tasks < 0:
+            raise ValueError(f"trace_execution needs train_tasks of 0 (endless) or more, not {train_tasks}")
         self.shortest, self.longest = lengths
+        self.train_tasks = train_tasks
         self.answer, self.paraphrases, self.corrupt, self.literal = answer, paraphrases, corrupt, literal
 
     def splits(self) -> Sequence[str]:
@@ -87,9 +91,11 @@ class TraceExecution(SingleTurnEnv):
             *("given", "skeleton", *tags, REASON, *MARKS),
         )
 
-    def tasks(self, split: str) -> Iterator[Task]:
+    def tasks(self, split: str) -> Iterable[Task]:
         if split not in SPLITS:
             raise ValueError(f"trace_execution has no split {split!r}; there are: {', '.join(SPLITS)}")
+        if split == "train" and self.train_tasks:
+            return [self.task(split, index) for index in range(self.train_tasks)]
         return (self.task(split, index) for index in itertools.count())
 
     def task(self, split: str, index: int) -> Task:

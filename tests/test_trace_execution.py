@@ -183,3 +183,12 @@ def test_bad_arguments() -> None:
         ValueError, match="trace_execution has no split 'tset'; there are: train, test, longer, pretrain"
     ):
         TraceExecution().tasks("tset")
+
+
+def test_a_finite_train_split_is_the_beginning_of_the_endless_one() -> None:
+    few = TraceExecution(train_tasks=5).tasks("train")
+    assert isinstance(few, list)
+    assert few == list(itertools.islice(TraceExecution().tasks("train"), 5))
+    assert not isinstance(TraceExecution(train_tasks=5).tasks("test"), list)
+    with pytest.raises(ValueError, match="train_tasks"):
+        TraceExecution(train_tasks=-1)
