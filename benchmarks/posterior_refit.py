@@ -4,8 +4,9 @@
 
 The model of tune_configs/walk_pretrain.yaml on a few prompts of the walk, whose thoughts (at most 3 tokens) are all listed. The helper is
 fitted while the policy stands still; then the policy is distilled onto it token by token (return-to-go, moving denominator, no anchor)
-beside the answer term, with the helper frozen or fitted on. Figures are means over prompts in nats, all by enumeration: log p(y*|x) before and
-after, and the plateau log E_q p(y*|x,z) of the first helper under the last reader, which the frozen run should reach and not pass.
+beside the answer term, with the helper frozen or fitted on. Figures are means over prompts in nats, all by enumeration: log p(y*|x)
+before and after, and the plateau log E_q p(y*|x,z) of the first helper under the last reader, which the frozen run should reach and not
+pass.
 """
 
 from __future__ import annotations
