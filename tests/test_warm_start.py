@@ -69,6 +69,7 @@ def instead_of_training(monkeypatch: pytest.MonkeyPatch, seconds: float = 0.0) -
     return trained
 
 
+@pytest.mark.slow
 def test_a_run_from_a_warm_start_that_is_trained_once(home: Path) -> None:
     thinker = {"kind": "gated"}  # sampled in torch, which starts faster than vLLM
     base = write("configs/base.yaml", model={"thinker": thinker})
