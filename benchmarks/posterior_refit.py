@@ -3,8 +3,8 @@
     python -m benchmarks.posterior_refit --json [--quick] [--prompts 16] [--steps 300] [--seeds 3] [--model FOLDER]
 
 The model of tune_configs/walk_pretrain.yaml on a few prompts of the walk, whose thoughts (at most 3 tokens) are all listed. The helper is
-fitted while the policy stands still; then the policy is distilled onto it token by token (return-to-go, moving denominator, no anchor)
-beside the answer term, with the helper frozen or fitted on. Figures are means over prompts in nats, all by enumeration: log p(y*|x)
+fitted while the policy stands still; then the policy is distilled onto it token by token (return-to-go, moving denominator, no anchor,
+no answer term), with the helper frozen or fitted on. Figures are means over prompts in nats, all by enumeration: log p(y*|x)
 before and after, and the plateau log E_q p(y*|x,z) of the first helper under the last reader, which the frozen run should reach and not
 pass.
 """
@@ -47,7 +47,7 @@ class Outcome:
 
 
 def follow(
-    path: str, tasks: Sequence[Task], refit: str, first: int, steps: int, seed: int, lr: float = 5e-4, every: int = 25
+    path: str, tasks: Sequence[Task], refit: str, first: int, steps: int, seed: int, lr: float = 3e-4, every: int = 25
 ) -> Outcome:
     """Stage 1 for `first` batches, then `steps` batches with the helper frozen ("never") or fitted on ("always")."""
     config = HelperConfig(
@@ -55,7 +55,7 @@ def follow(
         credit="return_to_go",
         anchor=False,
         clip=None,
-        answer_weight=1.0,  # else nothing keeps the reader, which shares the policy's weights, from forgetting how to read
+        answer_weight=0.0,  # with it the few prompts' answers are learnt by heart, and no thought is needed
         first_steps=first,
         fit="wake",
         refit=refit,  # type: ignore[arg-type]

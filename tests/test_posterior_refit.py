@@ -1,0 +1,26 @@
+"""A frozen helper is one step of EM, one that is fitted on passes it: learnt on the pretrained walker, measured by enumeration."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from benchmarks.posterior_exact import CONFIG
+from benchmarks.posterior_refit import follow
+from envs.walk import Walk
+from posterior.config import Model, RunConfig
+from posterior.warm_start import trained
+
+
+@pytest.mark.slow
+def test_a_frozen_helper_plateaus_and_a_refitted_one_passes_it() -> None:
+    torch.set_num_threads(1)
+    path = str(trained(RunConfig(model=Model(path=CONFIG))))
+    tasks = list(Walk().tasks("train"))[:8]
+    frozen = follow(path, tasks, "never", first=40, steps=150, seed=0)
+    refitted = follow(path, tasks, "always", first=40, steps=150, seed=0)
+    assert frozen.end > frozen.start + 0.1  # one step of EM helps
+    assert abs(frozen.end - frozen.plateau) < 0.15  # and ends where theory says
+    late = [value for step, value in frozen.curve if step >= 100]
+    assert max(late) - min(late) < 0.1
+    assert refitted.end > max(frozen.plateau, frozen.end) + 0.2
