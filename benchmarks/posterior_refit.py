@@ -58,7 +58,7 @@ def follow(
         answer_weight=0.0,  # with it the few prompts' answers are learnt by heart, and no thought is needed
         first_steps=first,
         fit="wake",
-        refit=refit,  # type: ignore[arg-type]
+        refit=refit,
         helper_lr=2 * lr,
         hint=GIVEN,
     )
