@@ -503,7 +503,7 @@ class Learner:
 
     def _lengths(self, spec: RoleSpec, traces: Sequence[Trace]) -> list[int]:
         """Positions that a role reads of each trace."""
-        return [len(make_view(trace, spec.template)) for trace in traces]
+        return [len(trace if spec.template is None else make_view(trace, spec.template)) for trace in traces]
 
     def _seconds(self) -> float:
         return self.earlier_seconds + time.perf_counter() - self.started

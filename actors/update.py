@@ -184,10 +184,11 @@ class Updater:
         totals = Totals()
         metrics: dict[str, float] = {}
         for role, model in self.models.items():
-            if not self._rows(role, groups):
+            rows = self._rows(role, groups)
+            if not rows:
                 continue  # this role has nothing to learn from the batch, and keeps its weights and averages
             model.train()
-            finite = self._backward(role, groups, totals, version if measure_gap and role == "policy" else None)
+            finite = self._backward(role, rows, totals, version if measure_gap and role == "policy" else None)
             metrics.update(self._step(role, finite))
         self.updates += 1
         metrics.update(totals.gathered())
@@ -195,7 +196,7 @@ class Updater:
 
     def gradients(self, role: str, groups: Sequence[Group]) -> dict[str, Tensor]:
         """The global gradient of a role's loss on a mini-batch, without a step (for tests and diagnosis)."""
-        self._backward(role, groups, Totals(), None)
+        self._backward(role, self._rows(role, groups), Totals(), None)
         found = {n: p.grad.detach().clone() for n, p in self.models[role].named_parameters() if p.grad is not None}
         self.optimisers[role].zero_grad()
         return found
@@ -217,8 +218,7 @@ class Updater:
             groups[row.group].append(row)
         return [Unit(own, np.concatenate([row.view.token for row in own])) for own in groups.values()]
 
-    def _backward(self, role: str, groups: Sequence[Group], totals: Totals, gap_version: int | None) -> bool:
-        rows = self._rows(role, groups)
+    def _backward(self, role: str, rows: Sequence[Row], totals: Totals, gap_version: int | None) -> bool:
         denominators = count_denominators(rows)
         packs, budget = self.models[role].packs, self.token_budget
         units = self._units(rows)

@@ -14,12 +14,12 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
 import numpy as np
-from pydantic import ConfigDict, PositiveFloat
+from pydantic import ConfigDict, NonNegativeFloat, PositiveFloat
 
 from actors.types import Actors, Group
 from algorithms.base import AlgorithmConfig
 from algorithms.posterior_method import Credit, PosteriorConfig, PosteriorMethod, answer_of, on_answer
-from algorithms.thoughts import HINTED, reading_with_answer
+from algorithms.thoughts import HINTED, progress, reading_with_answer
 from algorithms.token_credit import token_advantages
 from envs.base import Task
 from models.roles import RoleSpec
@@ -38,7 +38,7 @@ class CoTFlowConfig(PosteriorConfig):
     """Bound on a token's progress, in nats."""
     teacher: str = "@policy"
     """Weights that read the answer: a model path, or the policy's initial ones."""
-    answer_weight: float = 0.0
+    answer_weight: NonNegativeFloat = 0.0
     """Factor on the answer term; the published method has none."""
 
 
@@ -62,8 +62,8 @@ class CoTFlow(PosteriorMethod):
 
     def assign(self, group: Group) -> tuple[Sequence[Credit], dict[str, float]]:
         traces, n = group.live, len(group.live)
-        progress = [progress_of(trace, "teacher") for trace in traces]
-        advantage = [token_advantages(self.config.credit, v, clip=self.config.clip) for v in progress]
+        flow = [progress(trace, "teacher") for trace in traces]
+        advantage = [token_advantages(self.config.credit, v, clip=self.config.clip) for v in flow]
         flat = np.concatenate(advantage)
         mean, std = (flat.mean(), flat.std() + 1e-4) if len(flat) > 1 else (0.0, 1.0)
         credits = []
@@ -71,10 +71,4 @@ class CoTFlow(PosteriorMethod):
             full = np.zeros(len(trace))
             full[trace.kind == Kind.THOUGHT] = (values - mean) / std / n
             credits.append(Credit(full, on_answer(trace, self.config.answer_weight / n)))
-        return credits, {"progress/mean": float(np.mean([v.sum() for v in progress]))}
-
-
-def progress_of(trace: Trace, role: str, prior: str = "policy") -> np.ndarray:
-    """float64[n]: log-ratio of the role that sees the answer to the prior, at each sampled token of the thought."""
-    at = trace.kind == Kind.THOUGHT
-    return trace.scores[role].values[at].astype(np.float64) - trace.scores[prior].values[at]
+        return credits, {"progress/mean": float(np.mean([v.sum() for v in flow]))}

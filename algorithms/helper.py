@@ -20,11 +20,10 @@ from pydantic import ConfigDict, Field, NonNegativeInt, PositiveFloat
 
 from actors.types import Actors, Group
 from algorithms.base import AlgorithmConfig, Context
-from algorithms.cot_flow import progress_of
 from algorithms.helper_fit import Fit, bayes_gap, log_variance_weights, wake_weights
 from algorithms.posterior_method import Credit, PosteriorConfig, PosteriorMethod, answer_of, likelihoods, on_answer
 from algorithms.probing import of_kind
-from algorithms.thoughts import HINTED, reading_with_answer
+from algorithms.thoughts import HINTED, progress, reading_with_answer
 from algorithms.token_credit import Rule, log_mean_exp, others_log_mean, token_advantages
 from envs.base import Task
 from models.roles import RoleSpec
@@ -121,7 +120,7 @@ class Helper(PosteriorMethod):
         """Of thoughts with y* as the family does, but for stage 1; and "fit" (a mask) with "fit_weight" for the helper."""
         awake = [replace(g, traces=[t for t in g.traces if not t.meta.get(SLEEP)]) for g in groups]
         metrics = super().credit(awake)
-        scores = [np.array([progress_of(t, "helper").sum() for t in g.live]) for g in awake]
+        scores = [np.array([progress(t, "helper").sum() for t in g.live]) for g in awake]
         measured = bayes_gap(scores, [likelihoods(g.live) for g in awake])
         fitting, first = self.fitting, self.first_stage
         for group, whole in zip(awake, groups, strict=True):
@@ -151,7 +150,7 @@ class Helper(PosteriorMethod):
         prior = "policy" if c.denominator == "moving" else "reference"
         credits, rewards = [], []
         for trace, log, marginal in zip(traces, log_K, marginal_K, strict=True):
-            ratio = progress_of(trace, "helper", prior)
+            ratio = progress(trace, "helper", prior)
             end = float(log - marginal)
             ceiling = float(np.exp(min(-marginal, 50.0)))
             advantage = np.zeros(len(trace))
@@ -168,7 +167,7 @@ class Helper(PosteriorMethod):
     def diagnose(self, groups: Sequence[Group], each: Mapping[str, Sequence[float]]) -> dict[str, float]:
         """With how far the helper is from the posterior on held-out tasks."""
         own = [of_kind(group, "drawn") for group in groups]
-        scores = [np.array([progress_of(t, "helper").sum() for t in traces]) for traces in own]
+        scores = [np.array([progress(t, "helper").sum() for t in traces]) for traces in own]
         measured = bayes_gap(scores, [likelihoods(traces) for traces in own])
         return {**super().diagnose(groups, each), **{f"helper_{name}": value for name, value in measured.items()}}
 
@@ -190,7 +189,7 @@ class Helper(PosteriorMethod):
         """Write the helper's weights on the traces of one task."""
         c, log_K = self.config, likelihoods(awake)
         if c.fit in ("log_variance", "mixed"):
-            difference = np.array([progress_of(trace, "helper").sum() for trace in awake]) - log_K
+            difference = np.array([progress(trace, "helper").sum() for trace in awake]) - log_K
             weights = log_variance_weights(difference)
         elif c.fit == "wake":
             weights = wake_weights(log_K)

@@ -97,20 +97,14 @@ class Thoughts:
         context = self.chat.prompt_ids(task.prompt)
         z = trace.token[trace.kind == Kind.THOUGHT]
         forced = [] if trace.meta.get("closed") else [self.close]
-        n = len(context)
         stem = Trace.from_target(context, [*z.tolist(), *forced], task.id)
         stem.group, stem.episode, stem.seed = trace.group, trace.episode, trace.seed
-        stem.meta.update(trace.meta, thought_at=n)
+        stem.meta.update(trace.meta)
         return stem
 
     def text(self, trace: Trace) -> str:
         """What stands at `ANSWER_AT` and behind it."""
         return self.chat.decode(trace.token[trace.meta[ANSWER_AT] :]).strip()
-
-    def thought_text(self, trace: Trace) -> str:
-        """The sampled thought in words, marks included."""
-        z = trace.token[trace.kind == Kind.THOUGHT]
-        return str(self.chat.tokenizer.decode(z.tolist(), skip_special_tokens=False))
 
     def hinted_ids(self, prompt: Prompt, template: str, answer: str) -> tuple[int, ...]:
         """Ids of a prompt that shows an answer."""
@@ -151,6 +145,12 @@ def thought(trace: Trace) -> np.ndarray:
 def answer_loglik(trace: Trace, role: str = "policy") -> float:
     """log p(y*|x,z) in nats as a role scored it, the end of the text included."""
     return float(trace.scores[role].values[given_answer(trace)].astype(np.float64).sum())
+
+
+def progress(trace: Trace, role: str, prior: str = "policy") -> np.ndarray:
+    """float64[n]: log-ratio of a role that sees the answer to the prior, at each sampled token of the thought."""
+    at = trace.kind == Kind.THOUGHT
+    return trace.scores[role].values[at].astype(np.float64) - trace.scores[prior].values[at]
 
 
 def reading_with_answer(trace: Trace) -> Sequence[np.ndarray | Literal]:

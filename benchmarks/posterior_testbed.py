@@ -19,7 +19,7 @@ from algorithms.thoughts import HINTED, Thoughts, reading_with_answer
 from algorithms.token_credit import Rule, leave_one_out, log_mean_exp, others_log_mean, token_advantages
 from algorithms.trice import chain_weights
 from envs.base import Task
-from models.enumeration import Enumeration, enumerate_thoughts, list_thoughts
+from models.enumeration import Enumeration, enumerate_thoughts, list_thoughts, read_thoughts
 from models.forward import Distribution, ModelForward, collate, make_view
 from models.loading import RoleModel
 from models.trace import Kind, Trace
@@ -186,10 +186,6 @@ class Testbed:
         coefficients = [give(case, every[i : i + 1], luck)[0] for i in every]
         return self.gradient((self._padded(case, every, coefficients, case.probability) * case.listed.token_logp).sum())
 
-    def expectation_rlvr(self, case: Case) -> Tensor:
-        """RLVR's, whose answer is drawn too: its mean over answers is VeriFree's."""
-        return self.expectation(case, BASELINES["verifree"])
-
     def sampled(
         self, case: Case, rules: dict[str, Coefficients], groups: int, size: int, seed: Sequence[int]
     ) -> dict[str, Tensor]:
@@ -204,7 +200,7 @@ class Testbed:
             }
             read = np.unique(np.concatenate([drawn, *(where for where, _ in chains.values())]))
             place = {int(i): k for k, i in enumerate(read)}
-            token_logp = self._read([case.listed.traces[i] for i in read], [case.listed.thoughts[i] for i in read])
+            token_logp, _ = read_thoughts(self.model, [case.listed.traces[i] for i in read], self.distribution)
             for name in out:
                 where, given = chains[name] if name in chains else (drawn, rules[name](case, drawn, luck))
                 total = torch.zeros_like(token_logp)
@@ -212,14 +208,6 @@ class Testbed:
                     total[place[int(i)], : len(c)] += torch.from_numpy(c)
                 out[name].append(self.gradient((total * token_logp).sum()))
         return {name: torch.stack(values) for name, values in out.items()}
-
-    def _read(self, traces: Sequence[Trace], thoughts: Sequence[np.ndarray]) -> Tensor:
-        """float64[n, T]: log p(z_t|x,z_<t), differentiable."""
-        batch = collate(traces, [trace.view() for trace in traces])
-        logprobs = ModelForward(self.model, batch, self.distribution).logprobs_BT
-        spoken = batch.kind_BT == Kind.THOUGHT
-        first = int(spoken[0].int().argmax())
-        return torch.where(spoken, logprobs, 0.0)[:, first : first + max(map(len, thoughts))]
 
     @staticmethod
     def _padded(case: Case, rows: np.ndarray, coefficients: Sequence[np.ndarray], weight: np.ndarray) -> Tensor:

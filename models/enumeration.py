@@ -87,13 +87,16 @@ def enumerate_thoughts(
     make: Make,
     distribution: Distribution,
 ) -> Enumeration:
-    """Read every thought with y* behind it in one pass."""
+    """Every thought with y* behind it, read in one pass."""
     traces = [make(z) for z in thoughts]
+    return Enumeration(thoughts, traces, *read_thoughts(model, traces, distribution))
+
+
+def read_thoughts(model: RoleModel, traces: Sequence[Trace], distribution: Distribution) -> tuple[Tensor, Tensor]:
+    """(float[Z, T] log p(z_t|x,z_<t), 0 behind a thought's end; float[Z] log p(y*|x,z)) of traces on one prompt, differentiable."""
     batch = collate(traces, [trace.view() for trace in traces])
     logprobs = ModelForward(model, batch, distribution).logprobs_BT
-    most = max(map(len, thoughts))
     thought = batch.kind_BT == Kind.THOUGHT
-    first = int(thought[0].int().argmax())
+    first, most = int(thought[0].int().argmax()), int(thought.sum(1).max())
     token_logp = torch.where(thought, logprobs, 0.0)[:, first : first + most]
-    answer_logp = torch.where(batch.kind_BT == Kind.TARGET, logprobs, 0.0).sum(1)
-    return Enumeration(thoughts, traces, token_logp, answer_logp)
+    return token_logp, torch.where(batch.kind_BT == Kind.TARGET, logprobs, 0.0).sum(1)

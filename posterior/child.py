@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import signal
 import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import IO
 
 from posterior.rundir import RunDir
 
@@ -21,6 +25,22 @@ def prepare() -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     if hasattr(_LIBC, "prctl"):
         _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def start(
+    words: Sequence[str], cwd: str | None = None, env: Mapping[str, str] | None = None, log: IO[bytes] | None = None
+) -> subprocess.Popen[bytes]:
+    """`posterior WORDS --json`. env: over this process's own. log: takes what it says for people (None: our standard error does)."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "posterior", *words, "--json"],
+        cwd=cwd,
+        env={**os.environ, **(env or {})},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=log,
+        start_new_session=True,  # Ctrl-C at the terminal is the parent's to pass on
+        preexec_fn=prepare,
+    )
 
 
 def end(process: subprocess.Popen[bytes], patience: float = PATIENCE) -> None:

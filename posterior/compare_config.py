@@ -25,7 +25,7 @@ from typing import Any
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from posterior.config import RunConfig, Section
-from posterior.config_load import COMMAND_LINE, ConfigError, Keys, Resolved, load, load_as
+from posterior.config_load import COMMAND_LINE, ConfigError, Keys, Resolved, load, load_as, run_keys_in_place
 
 RECORD = "compare.json"
 """The file that makes a folder one of a comparison."""
@@ -117,7 +117,7 @@ def load_comparison(path: Path, words: Sequence[str] = ()) -> ComparePlan:
     """Read a comparison and work out every run. words: `a.b=c` of all runs, or of the comparison. Raises ConfigError."""
     own = [word for word in words if word.split("=")[0].split(".")[0] in CompareConfig.model_fields]
     of_runs = [word for word in words if word not in own]
-    _run_keys_in_place(path)
+    run_keys_in_place(path, "a comparison", (*CompareConfig.model_fields, *OURS))
     config, given = load_as(CompareConfig, path, own)
     points = sweep(config.tuning)
     fixed: Settings = {key: (value, _place(given, "set", key)) for key, value in config.set.items()}
@@ -163,21 +163,6 @@ def compute(arms: Mapping[str, RunConfig]) -> str | None:
 def _place(given: Mapping[Keys, str], *keys: str) -> str:
     """Where a key, or the nearest one above it, was written."""
     return next((given[keys[:n]] for n in range(len(keys), 0, -1) if keys[:n] in given), COMMAND_LINE)
-
-
-def _run_keys_in_place(path: Path) -> None:
-    """A section of the run written beside `base` is a likely mistake with a better answer than "not a known key"."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
-        return  # the loader says it
-    for number, line in enumerate(lines, 1):
-        key = re.match(r"([a-z]+)\s*:", line)
-        if key and key[1] in RunConfig.model_fields and key[1] not in (*CompareConfig.model_fields, *OURS):
-            raise ConfigError(
-                f"{path}:{number}: {key[1]} is a key of a run, not of a comparison; write it under set with a dotted key, such as "
-                "set: {train.steps: 50}"
-            )
 
 
 def _free(tuning: Tuning, settings: Settings, words: Sequence[str], given: Mapping[Keys, str]) -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -62,15 +60,7 @@ def run_to_end(run: RunDir, steps: int) -> str:
     Raises KeyboardInterrupt also if somebody interrupted the run itself.
     """
     with open(run.path / LOG, "ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "posterior", "resume", str(run.path), "--json"],
-            cwd=os.getcwd(),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            start_new_session=True,  # Ctrl-C at the terminal is the comparison's to pass on
-            preexec_fn=child.prepare,
-        )
+        process = child.start(["resume", str(run.path)], log=log)
     told = time.monotonic()
     try:
         while True:

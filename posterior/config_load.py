@@ -116,6 +116,24 @@ def load_as(model: type[M], path: Path, words: Sequence[str] = ()) -> tuple[M, d
     return _validate(model, tree, (), given), given
 
 
+def run_keys_in_place(path: Path, what: str, own: Sequence[str]) -> None:
+    """A section of the run written beside `base` is a likely mistake with a better answer than "not a known key".
+
+    what: the file is, such as "a search"; own: its keys. Raises ConfigError.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return  # the loader says it
+    for number, line in enumerate(lines, 1):
+        key = re.match(r"([a-z]+)\s*:", line)
+        if key and key[1] in RunConfig.model_fields and key[1] not in own:
+            raise ConfigError(
+                f"{path}:{number}: {key[1]} is a key of a run, not of {what}; write it under set with a dotted key, such as "
+                "set: {train.steps: 50}"
+            )
+
+
 def dump(config: RunConfig) -> str:
     """The configuration as YAML that `load` reads back identically."""
     tree = config.model_dump(mode="json")

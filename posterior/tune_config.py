@@ -22,7 +22,7 @@ from typing import Any, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from posterior.config import RunConfig, Section
-from posterior.config_load import COMMAND_LINE, ConfigError, Keys, Resolved, load, load_as
+from posterior.config_load import COMMAND_LINE, ConfigError, Keys, Resolved, load, load_as, run_keys_in_place
 
 RECORD = "search.json"
 """The file that makes a folder one of a search."""
@@ -119,7 +119,7 @@ def load_search(path: Path, words: Sequence[str] = ()) -> SearchPlan:
     """Read a search and work out every trial. words: `a.b=c` of the run, or of `search`. Raises ConfigError."""
     own = [word for word in words if word.split("=")[0].split(".")[0] in OWN]
     of_run = [word for word in words if word not in own]
-    _run_keys_in_place(path)
+    run_keys_in_place(path, "a search", tuple(TuneConfig.model_fields))
     config, given = load_as(TuneConfig, path, own)
     base = path.parent / config.base
     if not base.is_file():
@@ -176,22 +176,6 @@ def draw(config: TuneConfig) -> list[dict[str, Any]]:
         for _ in range(config.search.trials or 1)
         for _, drawn in generate_variants(domains, random_state=random)
     ]
-
-
-def _run_keys_in_place(path: Path) -> None:
-    """A section of the run written beside `base` is a likely mistake with a better answer than "not a known key"."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
-        return  # the loader says it
-    mine = set(TuneConfig.model_fields)
-    for number, line in enumerate(lines, 1):
-        key = re.match(r"([a-z]+)\s*:", line)
-        if key and key[1] in RunConfig.model_fields and key[1] not in mine:
-            raise ConfigError(
-                f"{path}:{number}: {key[1]} is a key of a run, not of a search; "
-                f"write it under set with a dotted key, such as set: {{train.steps: 50}}"
-            )
 
 
 def _free_to_choose(key: str, config: TuneConfig, words: Sequence[str], given: Mapping[Keys, str]) -> None:

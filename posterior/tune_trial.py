@@ -9,9 +9,7 @@ started there. It starts by `resume` because that also starts a run that has not
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +18,8 @@ from typing import Any
 import ray
 from ray import tune
 
-from posterior.child import end, failure, prepare
+from posterior import child
+from posterior.child import end, failure
 from posterior.rundir import RunDir
 
 HEARTBEAT = 1.0
@@ -92,18 +91,6 @@ class Trial(tune.Trainable):
 
 def start(task: TrialTask) -> subprocess.Popen[bytes]:
     """The run as a process that joins the Ray this one belongs to. Its output goes to the run's trial.log."""
-    environ = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
-    log = open(RunDir(task.run).path / LOG, "ab")  # noqa: SIM115 - the process keeps it
-    try:
-        return subprocess.Popen(
-            [sys.executable, "-m", "posterior", "resume", task.run, "--json"],
-            cwd=task.cwd,
-            env=environ,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            start_new_session=True,  # Ctrl-C at the terminal is the search's to pass on
-            preexec_fn=prepare,
-        )
-    finally:
-        log.close()
+    with open(RunDir(task.run).path / LOG, "ab") as log:
+        address = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+        return child.start(["resume", task.run], task.cwd, address, log)

@@ -14,7 +14,6 @@ import fcntl
 import json
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -156,13 +155,7 @@ def _run(warm: WarmStart, config: Path, out: Path) -> Path:
     from actors import checkpoint
     from posterior.rundir import RunDir
 
-    process = subprocess.Popen(
-        [sys.executable, "-m", "posterior", "train", str(config), "--out", str(out), "--json"],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        start_new_session=True,  # Ctrl-C at the terminal is ours to pass on
-        preexec_fn=child.prepare,
-    )
+    process = child.start(["train", str(config), "--out", str(out)])
     try:
         said = process.communicate()[0]
     except BaseException:

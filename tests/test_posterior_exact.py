@@ -231,14 +231,23 @@ def test_kl_to_the_reference_is_the_exact_one(small: Small) -> None:
     close(plain - held, 0.3 * kl, 1e-4)
 
 
-@pytest.mark.parametrize(("spread", "gain"), [(0.3, 2.0), (0.02, 0.3)])
-def test_trice_is_unbiased_at_stationarity(tmp_path: Path, spread: float, gain: float) -> None:
-    """Its control variate pays where proposals are accepted: here where thoughts matter little."""
+def trice_draws(small: Small) -> dict[str, Tensor]:
+    return small.bed.sampled(small.case, {}, 400, 8, [5])
+
+
+@pytest.mark.parametrize("spread", [0.3, 0.02])
+def test_trice_is_unbiased_at_stationarity(tmp_path: Path, spread: float) -> None:
+    """With and without its control variate, whether thoughts matter much or little."""
     small = Small(tmp_path, spread)
     exact = small.bed.exact(small.case)
-    drawn = small.bed.sampled(small.case, {}, 400, 8, [5])
+    drawn = trice_draws(small)
     for name in ("trice", "trice_no_control"):
         error = (drawn[name].mean(0) - exact).norm()
         noise = (drawn[name].var(0).sum() / 400).sqrt()
         assert float(error) < 2.0 * float(noise)
-    assert float(drawn["trice"].var(0).sum()) < gain * float(drawn["trice_no_control"].var(0).sum())
+
+
+def test_trices_control_variate_pays_where_proposals_are_accepted(tmp_path: Path) -> None:
+    """Here nearly all are, since thoughts matter little. Where few are, it costs variance (docs/results.md)."""
+    drawn = trice_draws(Small(tmp_path, 0.02))
+    assert float(drawn["trice"].var(0).sum()) < 0.3 * float(drawn["trice_no_control"].var(0).sum())

@@ -15,12 +15,11 @@ from actors.types import Group, SamplingParams
 from actors.update import OptimiserConfig
 from algorithms.answer_sft import AnswerSFT
 from algorithms.base import Algorithm, Context
-from algorithms.cot_flow import progress_of
 from algorithms.helper import SLEEP, Helper
 from algorithms.posterior_method import likelihoods
 from algorithms.probing import draw_probes, of_kind
 from algorithms.registry import find
-from algorithms.thoughts import ANSWER_AT, HINTED, Thoughts, answer_loglik, given_answer, hinted, thought
+from algorithms.thoughts import ANSWER_AT, HINTED, Thoughts, answer_loglik, given_answer, hinted, progress, thought
 from algorithms.trice import TRICE
 from envs.base import Task
 from envs.walk import GIVEN, Walk
@@ -137,7 +136,7 @@ def test_a_hint_shows_the_answer_to_the_helper_only(model: str) -> None:
             assert np.array_equal(own.token[thought(own)], with_y.token[thought(with_y)])  # one thought, two answers
             assert not given_answer(own).any()
     run.score(groups)
-    assert all(progress_of(t, "helper").shape == (len(t.where(Kind.THOUGHT)),) for g in groups for t in g.traces)
+    assert all(progress(t, "helper").shape == (len(t.where(Kind.THOUGHT)),) for g in groups for t in g.traces)
 
 
 def test_stage_one_trains_the_helper_alone_and_state_survives(model: str) -> None:
