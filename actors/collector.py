@@ -26,7 +26,7 @@ from actors.diary import Diary, Status
 from actors.rollout import Roller, grade_of, seed_of
 from actors.scorer import write_scores
 from actors.stats import summarise
-from actors.types import Actors, Group, Prefix, Sample, SamplingParams
+from actors.types import Actors, Group, Prefix, ProbePlan, Sample, SamplingParams
 from actors.watch import Watch
 from envs.base import Grade, InfraError, Task
 from models.chat import ChatFormat
@@ -306,8 +306,8 @@ class Collector:
         )
         return EvalReply(figures, groups, time.perf_counter() - start, by_task(groups, self.config.reward_weight))
 
-    async def probe(self, split: str, tasks: int, n: int) -> list[Group]:
-        """Held-out tasks with n thoughts of the current weights each, good answers behind them."""
+    async def probe(self, split: str, tasks: int, plan: ProbePlan) -> list[Group]:
+        """Held-out tasks with thoughts of the current weights, good answers behind them."""
         self._check_started()
         asked = await self.envs.tasks(split, 0, tasks, None)
         actors: list[Actors] = [
@@ -316,7 +316,7 @@ class Collector:
         ]
         self._evaluating = f"drawing thoughts on {len(asked)} held-out tasks of {split!r}"
         try:
-            groups = await self.algorithm.probe(asked, actors, n)
+            groups = await self.algorithm.probe(asked, actors, plan)
         finally:
             self._evaluating = ""
         self._totals["flops/eval"] += sum(self.flops.sequence(len(t)) for g in groups for t in g.traces)

@@ -31,7 +31,7 @@ from actors.collector import BatchReply, CollectionStopped, CollectorLost, EvalR
 from actors.diary import Diary, DiskFull, Status, disk_full
 from actors.env_worker import EnvFault
 from actors.sharding import shard
-from actors.types import Group
+from actors.types import Group, ProbePlan
 from actors.update import OptimiserConfig, Updater
 from models.flops import FlopModel
 from models.forward import Distribution, make_view, score_traces
@@ -97,7 +97,7 @@ class LearnerConfig:
     eval_tasks: int
     eval_samples: int
     eval_temperature: float
-    eval_thoughts: int
+    probe: ProbePlan
     traces_every: int
     trace_groups: int
     threads: int
@@ -378,7 +378,7 @@ class Learner:
         start = time.perf_counter()
         row: dict[str, Any] = {"kind": "eval", "step": version, "version": version}
         probed: dict[str, dict[str, list[float]]] = {}
-        if c.eval_thoughts and (version == 0 or self.last):
+        if c.probe.thoughts and (version == 0 or self.last):
             for split in c.eval_splits:
                 figures, probed[split] = self._probe(split, version)
                 row.update({f"eval/{split}/{name}": value for name, value in figures.items()})
@@ -399,11 +399,13 @@ class Learner:
         """What thoughts are worth on held-out tasks, in all and by task: drawn by the samplers, read by every role that scores."""
         c = self.config
         self.status.stage(f"reading thoughts of version {version} on {split}")
-        groups = self._ask("probe", split, c.eval_tasks, c.eval_thoughts) if self.rank == 0 else None
+        groups = self._ask("probe", split, c.eval_tasks, c.probe) if self.rank == 0 else None
         groups = self._broadcast(groups)
         for role, spec in c.roles.items():
             if spec.scores or role == "policy":
                 self._score(role, spec, groups, version, charge=False)
+        if c.probe.anchored:
+            self.updater.read_entropy("policy", groups, version)
         each = self.algorithm.by_task(groups)
         return self.algorithm.diagnose(groups, each), each
 

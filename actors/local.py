@@ -10,11 +10,15 @@ from typing import Any
 
 import numpy as np
 
+from actors.clients import EnvClient
+from actors.env_worker import EnvWorker
 from actors.learner import resolve_roles
+from actors.rollout import Roller
 from actors.scorer import write_scores
 from actors.types import Group, Prefix, Sample, SamplingParams
 from actors.update import OptimiserConfig, Updater
 from envs.base import Grade, SingleTurnEnv, Task
+from models.chat import ChatFormat
 from models.decode import Decoder, Request
 from models.feedback import Thinker, ThinkerConfig
 from models.forward import Distribution, score_traces
@@ -68,40 +72,57 @@ class LocalEngine:
 
 
 class LocalActors:
-    """`actors.types.Actors` for one group, on an engine and a single-turn environment of this process."""
+    """`actors.types.Actors` for one group, on an engine and an environment of this process. roller: for methods that play episodes, with
+    the sampling parameters `params`; env: for those that grade answers."""
 
-    def __init__(self, engine: LocalEngine, env: SingleTurnEnv, name: str, seed: int) -> None:
-        self.engine, self.env, self.name, self.seed = engine, env, name, seed
+    def __init__(
+        self,
+        engine: LocalEngine,
+        env: SingleTurnEnv | None,
+        name: str,
+        seed: int,
+        roller: Roller | None = None,
+        params: SamplingParams | None = None,
+    ) -> None:
+        self.engine, self.env, self.name, self.seed, self.roller, self.params = engine, env, name, seed, roller, params
 
     async def sample(self, prefixes: Sequence[Prefix], params: SamplingParams) -> list[Sample]:
         return await self.engine.sample(prefixes, params)
 
     async def rollout(self, task: Task, n: int, params: SamplingParams | None = None) -> list[Trace]:
-        raise TypeError("LocalActors plays no episodes; use the collector")
+        if self.roller is None:
+            raise TypeError("these LocalActors play no episodes; give them a roller")
+        return await self.roller.rollout(task, n, params or self.params or SamplingParams(), self.name, self.seed)
 
     async def score(self, role: str, traces: Sequence[Trace]) -> None:
         raise TypeError("LocalActors has no scorers; use the collector")
 
     async def grade(self, task: Task, actions: Sequence[str]) -> list[Grade]:
+        if self.env is None:
+            raise TypeError("these LocalActors grade no answers; give them an environment")
         grades = [self.env.grade(task, action) for action in actions]
         assert all(isinstance(grade, Grade) for grade in grades)
         return grades  # type: ignore[return-value]
 
 
 class LocalRun:
-    """A method's loop in this process: collect, score, credit, update, as the learner does it. For online methods."""
+    """A method's loop in this process: collect, score, credit, update, as the learner does it. For online methods.
+
+    env: what grades single answers, or a worker that plays whole episodes. passes: (epochs, mini-batches) over a batch.
+    """
 
     def __init__(
         self,
         algorithm: Any,
         optimiser: OptimiserConfig,
-        env: SingleTurnEnv,
+        env: SingleTurnEnv | EnvWorker,
         ends: Sequence[int],
         dtype: str = "float32",
+        passes: tuple[int, int] = (1, 1),
     ) -> None:
-        self.algorithm, self.env = algorithm, env
+        self.algorithm, self.env, self.passes = algorithm, env, passes
         self.specs = resolve_roles(algorithm.roles)
-        self.models = {role: load_role(spec.weights, dtype=dtype) for role, spec in self.specs.items()}
+        self.models = {role: load_role(spec.weights, dtype=dtype, head=spec.head) for role, spec in self.specs.items()}
         trainable = {role: self.models[role] for role, spec in self.specs.items() if spec.trainable}
         sampling = algorithm.context.sampling
         self.distribution = Distribution(sampling.temperature, sampling.top_p, sampling.top_k)
@@ -113,14 +134,21 @@ class LocalRun:
     def collect(self, tasks: Sequence[Task], first: int) -> list[Group]:
         """One group a task; `first` is the index of the first."""
 
+        context = self.algorithm.context
+
         async def all_of_them() -> list[Group]:
-            seed = self.algorithm.context.seed
-            return await asyncio.gather(
-                *(
-                    self.algorithm.collect(task, LocalActors(self.engine, self.env, str(i), hash((seed, i)) % 2**61))
-                    for i, task in enumerate(tasks, first)
-                )
-            )
+            roller, grader = None, None
+            if isinstance(self.env, EnvWorker):
+                client = EnvClient([Local(self.env)])
+                info, chat = await client.info(), ChatFormat(context.tokenizer)
+                roller = Roller(self.engine, client, info, chat, 1 << 20)  # type: ignore[arg-type]  # it samples alike
+            else:
+                grader = self.env
+            own = [
+                LocalActors(self.engine, grader, str(i), hash((context.seed, i)) % 2**61, roller, context.sampling)
+                for i in range(first, first + len(tasks))
+            ]
+            return await asyncio.gather(*(self.algorithm.collect(t, a) for t, a in zip(tasks, own, strict=True)))
 
         groups = asyncio.run(all_of_them())
         for i, group in enumerate(groups, first):
@@ -148,7 +176,10 @@ class LocalRun:
         groups = self.collect(tasks, self.version * len(tasks))
         self.score(groups)
         metrics = self.algorithm.credit(groups)
-        metrics.update(self.updater.update(groups, self.version, measure_gap=True))
+        epochs, parts = self.passes
+        for turn in range(epochs * parts):
+            mini = groups[turn % parts :: parts]
+            metrics.update(self.updater.update(mini, self.version, measure_gap=turn == 0))
         self.version += 1
         self.engine.decoder.renew(self.version)
         return metrics

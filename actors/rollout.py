@@ -13,7 +13,7 @@ import numpy as np
 
 from actors.clients import EnvClient, SamplerClient
 from actors.env_worker import EnvInfo
-from actors.types import Prefix, Sample, SamplingParams
+from actors.types import CUT, Prefix, Sample, SamplingParams
 from envs.base import Grade, InfraError, Step, Task
 from models.chat import ChatFormat
 from models.trace import Kind, Trace
@@ -42,6 +42,7 @@ class _Episode:
     reward: list[np.ndarray] = field(default_factory=list)
     components: dict[str, float] = field(default_factory=dict)
     outcome: str = "ok"
+    cut: bool = False
     passed: bool = False
     note: str = ""
     timings: dict[str, float] = field(default_factory=lambda: {"sample": 0.0, "grade": 0.0})
@@ -65,7 +66,7 @@ class _Episode:
         elif step.terminated:
             self.passed = step.reward >= 1.0
         if step.truncated:
-            self.outcome = "truncated"
+            self.outcome, self.cut = "truncated", True
 
     @property
     def eps_seed(self) -> int:
@@ -102,6 +103,7 @@ class _Episode:
             passed=self.passed,
             note=self.note,
             timings=self.timings,
+            meta={CUT: True} if self.cut else {},
         )
 
 
@@ -191,7 +193,7 @@ class Roller:
             if sum(map(len, episode.token)) + len(ids) >= self.max_length - 1:
                 break
             episode.context(ids, turn + 1)
-        episode.outcome = "truncated"
+        episode.outcome, episode.cut = "truncated", True
 
     async def _act(
         self, episodes: Sequence[_Episode], turns: Sequence[int], params: SamplingParams, group: str

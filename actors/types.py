@@ -39,6 +39,22 @@ class SamplingParams:
         return replace(self, **changes)
 
 
+CUT = "cut"
+"""`Trace.meta`: the episode did not end, it was cut: by the number of turns, the environment's step limit or the context's length."""
+ENTROPY = "entropy"
+"""`Trace.meta`: the policy's entropies are wanted too; `Trace.scores`: they are here, in nats."""
+
+
+@dataclass(frozen=True)
+class ProbePlan:
+    """What `Algorithm.probe` draws for each held-out task: so many thoughts, and of how many the anchoring is measured
+    (`algorithms.anchoring`). step_mark: the text that ends a step of a thought."""
+
+    thoughts: int
+    anchored: int = 0
+    step_mark: str = "\n\n"
+
+
 @dataclass(frozen=True)
 class Prefix:
     """What the model reads before it samples: int32[P] tokens and uint8[P] kinds (LATENT positions are recomputed), the

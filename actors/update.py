@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from actors.types import Group
+from actors.types import ENTROPY, Group
 from models.forward import (
     Distribution,
     ModelForward,
@@ -155,6 +155,17 @@ class Updater:
     def score(self, role: str, groups: Sequence[Group], version: int) -> None:
         """Have a trainable role read the batch under its current weights; writes `Trace.scores[role]` on every rank."""
         traces = [trace for group in groups for trace in group.live]
+        heads = self.specs[role].head.split("+")
+        self._read(role, role, heads[0], traces, version)
+        for head in heads[1:]:
+            self._read(f"{role}/{head}", role, head, traces, version)
+
+    def read_entropy(self, role: str, groups: Sequence[Group], version: int) -> None:
+        """Write `Trace.scores["entropy"]`, nats, where a trace asks for it (`Trace.meta` ENTROPY)."""
+        traces = [trace for group in groups for trace in group.live if trace.meta.get(ENTROPY)]
+        self._read(ENTROPY, role, "entropy", traces, version)
+
+    def _read(self, name: str, role: str, head: str, traces: Sequence[Trace], version: int) -> None:
         mine = list(range(self.rank, len(traces), self.world))
         spec = self.specs[role]
         with self._precision():
@@ -162,14 +173,14 @@ class Updater:
                 self.models[role],
                 [traces[i] for i in mine],
                 template=spec.template,
-                head=spec.head,
+                head=head,
                 distribution=self.distribution,
                 token_budget=4 * self.token_budget,
                 device=self.device,
             )
         for part in _all_gather(dict(zip(mine, values, strict=True))):
             for i, value in part.items():
-                traces[i].scores[role] = Score(value, version)
+                traces[i].scores[name] = Score(value, version)
 
     # ---- updating ---------------------------------------------------------------------------------------------------------
 

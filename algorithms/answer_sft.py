@@ -10,10 +10,8 @@ from pydantic import ConfigDict
 
 from actors.types import Group
 from algorithms.base import Algorithm, AlgorithmConfig
-from algorithms.posterior_method import answer_of
-from algorithms.thoughts import ANSWER_AT, Thoughts
+from algorithms.thoughts import ANSWER_AT, Thoughts, answer_of
 from envs.base import Task
-from models.chat import THINK_OPEN
 from models.terms import Batch, Forward, Term
 from models.trace import Kind, Trace
 
@@ -40,7 +38,7 @@ class AnswerSFT(Algorithm):
         if self._thoughts is None:
             self._thoughts = Thoughts(self.context.tokenizer)
         chat = self._thoughts.chat
-        prompt, marks = chat.prompt_ids(task.prompt), empty_thought(self._thoughts, task)
+        prompt, marks = chat.prompt_ids(task.prompt), self._thoughts.empty(task)
         answer = chat.emission_ids((), answer_of(task))
         trace = Trace.from_target(prompt, [*marks, *answer.tolist()], task.id)
         trace.group, trace.episode = str(index), f"{index}/0"
@@ -55,9 +53,3 @@ class AnswerSFT(Algorithm):
 
     def terms(self, role: str, forward: Forward, batch: Batch) -> dict[str, Term]:
         return {"ce": Term(-forward.logprobs_BT, "ce", "positions")}
-
-
-def empty_thought(thoughts: Thoughts, task: Task) -> list[int]:
-    """Ids of a thought without words; of its closing mark alone where the prompt opens it."""
-    opened = thoughts.chat.opens(thoughts.chat.prompt_ids(task.prompt))
-    return [*([] if opened else thoughts.chat.ids(THINK_OPEN)), thoughts.close]

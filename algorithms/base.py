@@ -17,7 +17,9 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from actors.types import Actors, Group, SamplingParams
+from actors.types import Actors, Group, ProbePlan, SamplingParams
+from algorithms.probing import draw_probes, probe_values
+from algorithms.thoughts import HINT, Thoughts
 from envs.base import Task
 from models.roles import RoleSpec
 from models.terms import Batch, Forward, Term
@@ -91,18 +93,13 @@ class Algorithm:
         hold."""
         return [self.example(task, index, version)]
 
-    async def probe(self, tasks: Sequence[Task], actors: Sequence[Actors], n: int) -> list[Group]:
-        """Held-out tasks: n thoughts each with the good answer behind them, to be read by all roles (`algorithms.probing`)."""
-        from algorithms.probing import draw_probes
-        from algorithms.thoughts import Thoughts
-
-        hint = getattr(self.config, "hint", None)
-        return await draw_probes(Thoughts(self.context.tokenizer), tasks, actors, n, self.context.sampling, hint)
+    async def probe(self, tasks: Sequence[Task], actors: Sequence[Actors], plan: ProbePlan) -> list[Group]:
+        """Held-out tasks: thoughts with the good answer behind them, to be read by all roles (`algorithms.probing`)."""
+        hint = getattr(self.config, "hint", HINT)
+        return await draw_probes(Thoughts(self.context.tokenizer), tasks, actors, plan, self.context.sampling, hint)
 
     def by_task(self, groups: Sequence[Group]) -> dict[str, list[float]]:
         """What each group of `probe` measured, once the roles that score have read it: one value a group."""
-        from algorithms.probing import probe_values
-
         return probe_values(groups)
 
     def diagnose(self, groups: Sequence[Group], each: Mapping[str, Sequence[float]]) -> dict[str, float]:

@@ -18,8 +18,8 @@ from pydantic import ConfigDict, NonNegativeFloat, PositiveFloat
 
 from actors.types import Actors, Group
 from algorithms.base import AlgorithmConfig
-from algorithms.posterior_method import Credit, PosteriorConfig, PosteriorMethod, answer_of, on_answer
-from algorithms.thoughts import HINTED, progress, reading_with_answer
+from algorithms.posterior_method import Credit, PosteriorConfig, PosteriorMethod, on_answer
+from algorithms.thoughts import HINTED, answer_of, progress, reading_with_answer
 from algorithms.token_credit import token_advantages
 from envs.base import Task
 from models.roles import RoleSpec
@@ -46,6 +46,7 @@ class CoTFlow(PosteriorMethod):
     """Dense rewards from a teacher that sees the answer."""
 
     Config: ClassVar[type[AlgorithmConfig]] = CoTFlowConfig
+    guide = "teacher"
     config: CoTFlowConfig
 
     @property

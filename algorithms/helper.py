@@ -21,9 +21,8 @@ from pydantic import ConfigDict, Field, NonNegativeInt, PositiveFloat
 from actors.types import Actors, Group
 from algorithms.base import AlgorithmConfig, Context
 from algorithms.helper_fit import Fit, bayes_gap, log_variance_weights, wake_weights
-from algorithms.posterior_method import Credit, PosteriorConfig, PosteriorMethod, answer_of, likelihoods, on_answer
-from algorithms.probing import of_kind
-from algorithms.thoughts import HINTED, progress, reading_with_answer
+from algorithms.posterior_method import Credit, PosteriorConfig, PosteriorMethod, on_answer
+from algorithms.thoughts import HINTED, answer_of, likelihoods, progress, reading_with_answer
 from algorithms.token_credit import Rule, log_mean_exp, others_log_mean, token_advantages
 from envs.base import Task
 from models.roles import RoleSpec
@@ -71,6 +70,7 @@ class Helper(PosteriorMethod):
     """Policy gradient with token credit from a learned posterior; trainable roles "policy" and "helper"."""
 
     Config: ClassVar[type[AlgorithmConfig]] = HelperConfig
+    guide = "helper"
     config: HelperConfig
 
     def __init__(self, config: HelperConfig, context: Context) -> None:
@@ -163,13 +163,6 @@ class Helper(PosteriorMethod):
             credits.append(Credit(advantage, on_answer(trace, c.answer_weight * np.exp(log - log_mean_exp(log_K)) / n)))
             rewards.append(float(ratio.sum()))
         return credits, {"reward/mean": float(np.mean(rewards))}
-
-    def diagnose(self, groups: Sequence[Group], each: Mapping[str, Sequence[float]]) -> dict[str, float]:
-        """With how far the helper is from the posterior on held-out tasks."""
-        own = [of_kind(group, "drawn") for group in groups]
-        scores = [np.array([progress(t, "helper").sum() for t in traces]) for traces in own]
-        measured = bayes_gap(scores, [likelihoods(traces) for traces in own])
-        return {**super().diagnose(groups, each), **{f"helper_{name}": value for name, value in measured.items()}}
 
     def trains(self, role: str, trace: Trace) -> bool:
         return ("fit" if role == "helper" else "thought") in trace.weights

@@ -27,10 +27,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveInt, model_validator
 from torch import Tensor
 
-from actors.types import Actors, Group
+from actors.types import Actors, Group, ProbePlan
 from algorithms.base import Algorithm, AlgorithmConfig, Context
-from algorithms.posterior_method import answer_of
-from algorithms.thoughts import answer_loglik
+from algorithms.thoughts import answer_loglik, answer_of
 from envs.base import Move, Task
 from models.chat import ChatFormat
 from models.loading import latent_id
@@ -158,11 +157,11 @@ class NeuraleseSFT(Algorithm):
             meta={"answer_at": n - answer},
         )
 
-    async def probe(self, tasks: Sequence[Task], actors: Sequence[Actors], n: int) -> list[Group]:
-        """Without latents as every method. With them the good answer behind the latents: one reading is log p(y*|x), and n has no
-        say (of noisy latents it is one draw, and below log p(y*|x) on average)."""
+    async def probe(self, tasks: Sequence[Task], actors: Sequence[Actors], plan: ProbePlan) -> list[Group]:
+        """Without latents as every method. With them the good answer behind the latents: one reading is log p(y*|x), and the plan has
+        no say (of noisy latents it is one draw, and below log p(y*|x) on average)."""
         if not self.context.sampling.latents:
-            return await super().probe(tasks, actors, n)
+            return await super().probe(tasks, actors, plan)
         chat, latent = ChatFormat(self.context.tokenizer), latent_id(self.context.tokenizer)
         groups = []
         for place, (task, own) in enumerate(zip(tasks, actors, strict=True)):

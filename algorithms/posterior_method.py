@@ -22,10 +22,13 @@ from typing import ClassVar
 import numpy as np
 from pydantic import ConfigDict, Field, NonNegativeFloat, PositiveInt
 
-from actors.types import Actors, Group, SamplingParams
+from actors.types import Actors, Group, ProbePlan, SamplingParams
 from algorithms import policy_gradient as pg
 from algorithms.base import Algorithm, AlgorithmConfig
-from algorithms.thoughts import Thoughts, answer_loglik, given_answer, thought
+from algorithms.cuts import complete_cuts, cut_figures
+from algorithms.helper_fit import bayes_gap
+from algorithms.probing import of_kind
+from algorithms.thoughts import HINT, Thoughts, answer_of, given_answer, likelihoods, progress, thought
 from algorithms.token_credit import discounted, log_mean_exp
 from envs.base import Task
 from models.roles import RoleSpec
@@ -50,7 +53,7 @@ class PosteriorConfig(AlgorithmConfig):
     """Ratios below 1 - clip_low are clipped."""
     clip_high: NonNegativeFloat = Field(0.28)
     """Ratios above 1 + clip_high are clipped."""
-    hint: str = "{prompt} given {answer}"
+    hint: str = HINT
     """How a prompt shows an answer, to methods that think with the answer in sight."""
 
 
@@ -66,6 +69,8 @@ class PosteriorMethod(Algorithm):
     """Base of the family; one trainable role "policy", which reads every batch before credit is given."""
 
     Config: ClassVar[type[AlgorithmConfig]] = PosteriorConfig
+    guide: ClassVar[str | None] = None
+    """The role that sees y* and gives tokens their credit, where there is one; probes say how far it is from the posterior."""
     config: PosteriorConfig
 
     @property
@@ -104,6 +109,23 @@ class PosteriorMethod(Algorithm):
 
     async def collect(self, task: Task, actors: Actors) -> Group:
         return Group(task=task, traces=await self.draw(task, actors))
+
+    async def probe(self, tasks: Sequence[Task], actors: Sequence[Actors], plan: ProbePlan) -> list[Group]:
+        """With completions of some cut thoughts, where a guide is to be judged by them."""
+        groups = await super().probe(tasks, actors, plan)
+        if self.guide:
+            await complete_cuts(self.thoughts, tasks, actors, groups, plan.thoughts, self.context.sampling)
+        return groups
+
+    def diagnose(self, groups: Sequence[Group], each: Mapping[str, Sequence[float]]) -> dict[str, float]:
+        """With how far the guide is from the posterior on held-out tasks: whole thoughts (Bayes gap) and cut ones (w)."""
+        figures = super().diagnose(groups, each)
+        if self.guide is None:
+            return figures
+        own = [of_kind(group, "drawn") for group in groups]
+        scores = [np.array([progress(t, self.guide).sum() for t in traces]) for traces in own]
+        measured = {**bayes_gap(scores, [likelihoods(traces) for traces in own]), **cut_figures(groups, self.guide)}
+        return {**figures, **{f"{self.guide}_{name}": value for name, value in measured.items()}}
 
     def credit(self, groups: Sequence[Group]) -> dict[str, float]:
         """Writes "advantage" and "thought" (a mask), "weight" and "likelihood" (a mask), float32[T] each."""
@@ -149,18 +171,6 @@ class PosteriorMethod(Algorithm):
         if credit.weight is not None and credit.weight.any():
             trace.weights["weight"] = credit.weight.astype(np.float32)
             trace.weights["likelihood"] = (credit.weight != 0).astype(np.float32)
-
-
-def answer_of(task: Task) -> str:
-    """The task's good answer. Raises ValueError naming a task without one."""
-    if task.answer is None:
-        raise ValueError(f"task {task.id} has no answer: this method learns from good answers, give every task one")
-    return task.answer
-
-
-def likelihoods(traces: Sequence[Trace]) -> np.ndarray:
-    """float64[K]: log p(y*|x,z) of each trace, in nats."""
-    return np.array([answer_loglik(trace) for trace in traces])
 
 
 def on_thought(trace: Trace, value: float) -> np.ndarray:

@@ -9,6 +9,7 @@ from algorithms.base import Algorithm
 
 BUILT_IN: dict[str, str] = {
     "rlvr": "algorithms.rlvr:RLVR",
+    "ppo": "algorithms.ppo:PPO",
     "hybrid_agent": "algorithms.hybrid_agent:HybridAgent",
     "neuralese_sft": "algorithms.neuralese_sft:NeuraleseSFT",
     "answer_sft": "algorithms.answer_sft:AnswerSFT",

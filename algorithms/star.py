@@ -17,8 +17,8 @@ from pydantic import ConfigDict
 
 from actors.types import Actors, Group
 from algorithms.base import AlgorithmConfig
-from algorithms.posterior_method import Credit, PosteriorConfig, PosteriorMethod, answer_of
-from algorithms.thoughts import thought
+from algorithms.posterior_method import Credit, PosteriorConfig, PosteriorMethod
+from algorithms.thoughts import answer_of, thought
 from envs.base import Task
 from models.trace import Kind, Trace
 

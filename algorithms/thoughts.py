@@ -21,6 +21,8 @@ from models.trace import Kind, Literal, Trace
 
 ANSWER_AT = "answer_at"
 """`Trace.meta`: the position at which y* or y begins."""
+HINT = "{prompt} given {answer}"
+"""How a prompt shows an answer, unless a method says otherwise."""
 HINTED = "hinted"
 """`Trace.meta`: ids of a prompt that shows an answer, which a helper reads instead of x."""
 
@@ -102,6 +104,11 @@ class Thoughts:
         stem.meta.update(trace.meta)
         return stem
 
+    def empty(self, task: Task) -> list[int]:
+        """Ids of a thought without words; of its closing mark alone where the prompt opens it."""
+        opened = self.chat.opens(self.chat.prompt_ids(task.prompt))
+        return [*([] if opened else self.chat.ids(THINK_OPEN)), self.close]
+
     def text(self, trace: Trace) -> str:
         """What stands at `ANSWER_AT` and behind it."""
         return self.chat.decode(trace.token[trace.meta[ANSWER_AT] :]).strip()
@@ -109,6 +116,13 @@ class Thoughts:
     def hinted_ids(self, prompt: Prompt, template: str, answer: str) -> tuple[int, ...]:
         """Ids of a prompt that shows an answer."""
         return tuple(self.chat.prompt_ids(hinted(prompt, template, answer)).tolist())
+
+
+def answer_of(task: Task) -> str:
+    """The task's good answer. Raises ValueError naming a task without one."""
+    if task.answer is None:
+        raise ValueError(f"task {task.id} has no answer: this method learns from good answers, give every task one")
+    return task.answer
 
 
 def hinted(prompt: Prompt, template: str, answer: str) -> Prompt:
@@ -145,6 +159,11 @@ def thought(trace: Trace) -> np.ndarray:
 def answer_loglik(trace: Trace, role: str = "policy") -> float:
     """log p(y*|x,z) in nats as a role scored it, the end of the text included."""
     return float(trace.scores[role].values[given_answer(trace)].astype(np.float64).sum())
+
+
+def likelihoods(traces: Sequence[Trace]) -> np.ndarray:
+    """float64[K]: log p(y*|x,z) of each trace, in nats."""
+    return np.array([answer_loglik(trace) for trace in traces])
 
 
 def progress(trace: Trace, role: str, prior: str = "policy") -> np.ndarray:

@@ -22,8 +22,8 @@ from pydantic import ConfigDict, PositiveInt
 
 from actors.types import Actors, Group
 from algorithms.base import AlgorithmConfig, Context
-from algorithms.posterior_method import Credit, PosteriorConfig, PosteriorMethod, answer_of, on_answer
-from algorithms.thoughts import answer_loglik, thought
+from algorithms.posterior_method import Credit, PosteriorConfig, PosteriorMethod, on_answer
+from algorithms.thoughts import answer_loglik, answer_of, thought
 from envs.base import Task
 from models.trace import Kind, Trace
 

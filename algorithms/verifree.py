@@ -16,7 +16,8 @@ from pydantic import ConfigDict
 
 from actors.types import Group
 from algorithms.base import AlgorithmConfig
-from algorithms.posterior_method import Credit, PosteriorConfig, PosteriorMethod, likelihoods, on_answer, on_thought
+from algorithms.posterior_method import Credit, PosteriorConfig, PosteriorMethod, on_answer, on_thought
+from algorithms.thoughts import likelihoods
 from algorithms.token_credit import leave_one_out, others_log_mean
 
 

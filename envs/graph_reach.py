@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from envs.base import Grade, SingleTurnEnv, Task
-from envs.graphs import Graph, Grower, read_prosqa, shortcut_floors
+from envs.graphs import Graph, Grower, layers, read_prosqa, shortcut_floors
 
 NAMES: tuple[str, ...] = (
     *("Alex", "Bob", "Carol", "Davis", "Eva", "Fae", "Gabriel", "Jack", "Max"),
@@ -35,6 +35,7 @@ KINDS: tuple[str, ...] = (
 )
 """ProsQA's made-up classes."""
 STYLES = ("symbols", "prosqa", "spaced")
+WRITTEN = ("path", "frontier")
 
 
 class GraphReach(SingleTurnEnv):
@@ -43,7 +44,9 @@ class GraphReach(SingleTurnEnv):
     style: "symbols" (see the module), "prosqa" (sentences about lempuses, for models that know English), or "spaced"
     (the same with punctuation as words of its own, for word-level models). parents: mean of the Poisson number of
     parents of a node. balanced: both candidates lie equally far from their roots, so that shortcuts are worth less.
-    prosqa: a file of ProsQA's rows to be judged on.
+    written: the steps of a task are the nodes of a shortest path ("path"), or ("frontier", symbols only) any one node at
+    distance 1 from the root, any one at distance 2 and so on, which takes no foresight (Zhu et al. 2025,
+    arXiv:2509.23365). prosqa: a file of ProsQA's rows to be judged on.
 
     Splits: "train" and "test" (endless), "hops3" .. for one length of the path each, and with a file "prosqa".
     """
@@ -57,6 +60,7 @@ class GraphReach(SingleTurnEnv):
         style: str = "symbols",
         parents: float = 1.5,
         balanced: bool = False,
+        written: str = "path",
         prosqa: str | None = None,
     ) -> None:
         low, high = nodes
@@ -66,10 +70,14 @@ class GraphReach(SingleTurnEnv):
             raise ValueError(f"graph_reach has no style {style!r}; there are: {', '.join(STYLES)}")
         if style != "symbols" and high > len(KINDS):
             raise ValueError(f"graph_reach has words for {len(KINDS)} nodes, not {high}; use the style symbols")
+        if written not in WRITTEN:
+            raise ValueError(f"graph_reach cannot write {written!r} as steps; there are: {', '.join(WRITTEN)}")
+        if written == "frontier" and style != "symbols":
+            raise ValueError("graph_reach writes the frontier in symbols only; set style: symbols or written: path")
         if parents <= 0:
             raise ValueError(f"graph_reach needs parents above 0, not {parents}")
         self.low, self.high, self.style, self.parents, self.prosqa = low, high, style, parents, prosqa
-        self.balanced = balanced
+        self.balanced, self.written = balanced, written
         self.shares = {int(h): float(s) for h, s in (hops or {3: 0.40, 4: 0.43, 5: 0.14, 6: 0.02}).items()}
 
     def splits(self) -> Sequence[str]:
@@ -136,7 +144,10 @@ class GraphReach(SingleTurnEnv):
             label = [str(i) for i in rng.permutation(self.high)[: graph.nodes]]
             edges = " ; ".join(f"{label[a]} {label[b]}" for a, b in graph.edges)
             prompt = f"{edges} ? {label[first]} {label[second]} from {label[graph.root]}"
-            return Task(name, prompt, label[graph.target], tuple(label[i] for i in graph.path[1:-1]), meta)
+            nodes = graph.path[1:-1]
+            if self.written == "frontier":
+                nodes = tuple(int(rng.choice(layer)) for layer in layers(graph)[1 : graph.hops])
+            return Task(name, prompt, label[graph.target], tuple(label[i] for i in nodes), meta)
         without_parents = {a for a, _ in graph.edges} - {b for _, b in graph.edges}
         people, kinds = rng.permutation(len(NAMES)), rng.permutation(len(KINDS))
         label = [NAMES[people[i % len(NAMES)]] if i in without_parents else KINDS[kinds[i]] for i in range(graph.nodes)]
@@ -155,6 +166,6 @@ class GraphReach(SingleTurnEnv):
 
 @lru_cache(maxsize=32)
 def _floors(shape: tuple[Any, ...], split: str, tasks: int) -> tuple[tuple[str, float], ...]:
-    nodes, shares, *rest = shape
-    env = GraphReach(nodes, dict(shares), "symbols", *rest)
+    nodes, shares, parents, balanced, prosqa = shape
+    env = GraphReach(nodes, dict(shares), "symbols", parents, balanced, prosqa=prosqa)
     return tuple(shortcut_floors(islice(env.graphs(split), tasks)).items())

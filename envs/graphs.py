@@ -143,6 +143,19 @@ def shortest(edges: Sequence[tuple[int, int]], root: int, target: int) -> tuple[
     return tuple(reversed(path))
 
 
+def layers(graph: Graph) -> list[list[int]]:
+    """The nodes at distance 0, 1, 2, .. from the root, as far as there are any."""
+    children: dict[int, set[int]] = {}
+    for a, b in graph.edges:
+        children.setdefault(a, set()).add(b)
+    found, seen = [[graph.root]], {graph.root}
+    while found[-1]:
+        new = set().union(*(children.get(node, ()) for node in found[-1])) - seen
+        seen |= new
+        found.append(sorted(new))
+    return found[:-1]
+
+
 @lru_cache(maxsize=8)
 def read_prosqa(path: str) -> tuple[Graph, ...]:
     """The graphs of a ProsQA file (a .json list of rows with edges, root, target, neg_target, idx_to_symbol), their

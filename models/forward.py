@@ -319,8 +319,8 @@ def score_traces(
 ) -> list[np.ndarray]:
     """What a role says about each position of each trace: float32[T] per trace, NaN where it says nothing.
 
-    "lm": log-probabilities of sampled and given-answer tokens. "value": a number at every position of the view. "scalar": one
-    number, at the view's last own position.
+    "lm": log-probabilities of sampled and given-answer tokens. "entropy": that of the distributions they came from, in nats.
+    "value": a number at every position of the view. "scalar": one number, at the view's last own position.
     """
     views = [make_view(trace, template) for trace in traces]
     out: list[np.ndarray] = [np.zeros(0, np.float32)] * len(traces)
@@ -329,12 +329,13 @@ def score_traces(
     for rows in plan_microbatches([v.token for v in views], token_budget, model.packs):
         batch = collate([traces[i] for i in rows], [views[i] for i in rows], device)
         forward = ModelForward(model, batch, distribution)
-        values_BT = (forward.logprobs_BT if head == "lm" else forward.values_BT).cpu().numpy()
+        said = {"lm": "logprobs_BT", "entropy": "entropy_BT"}.get(head, "values_BT")
+        values_BT = getattr(forward, said).cpu().numpy()
         scored_BT = batch.scored_BT.cpu().numpy()
         for b, i in enumerate(rows):
             view = views[i]
             values = values_BT[b, : len(view)].astype(np.float32)
-            if head == "lm":
+            if head in ("lm", "entropy"):
                 values = np.where(scored_BT[b, : len(view)], values, np.nan)
             elif head == "scalar":
                 values = np.where(np.arange(len(view)) == len(view) - 1, values, np.nan)

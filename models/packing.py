@@ -17,7 +17,8 @@ arguments of the model's forward pass; without one it is plain causal attention 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -247,3 +248,16 @@ def enable(lm: Any) -> bool:
         lm.set_attn_implementation(before)
     lm.train(training)
     return same
+
+
+@contextmanager
+def padded_attention(lm: Any) -> Iterator[None]:
+    """For a while transformers' own attention, which reads masks and so rows that are padded on the left."""
+    before = lm.config._attn_implementation
+    if before == ATTENTION:
+        lm.set_attn_implementation("sdpa")
+    try:
+        yield
+    finally:
+        if before == ATTENTION:
+            lm.set_attn_implementation(before)

@@ -22,7 +22,8 @@ class RoleSpec:
     weights: a model path, or "@policy" (another role's name after "@") to start from that role's initial weights.
     trainable: whether the learner optimises it; frozen roles are served by Scorer actors.
     scores: whether it must have scored a batch (written `Trace.scores[role]`) before `Algorithm.credit` sees it.
-    head: "lm" gives log-probabilities, "value" one number a position, "scalar" one number a sequence (its last position).
+    head: "lm" gives log-probabilities, "value" one number a position, "lm+value" both (the values as `Trace.scores["ROLE/value"]`),
+        "scalar" one number a sequence (its last position).
     template: the role's reading of a trace; None is the policy's own reading. Must be importable (it travels to workers).
     optimiser: overrides of the run's `train.optimiser` for this role, for example {"lr": 1e-4}.
     """
@@ -30,6 +31,6 @@ class RoleSpec:
     weights: str
     trainable: bool
     scores: bool = False
-    head: Literal["lm", "value", "scalar"] = "lm"
+    head: Literal["lm", "value", "lm+value", "scalar"] = "lm"
     template: Template | None = None
     optimiser: dict[str, Any] = field(default_factory=dict)

@@ -20,7 +20,7 @@ from models.trace import Kind, Trace
 from posterior import launch
 from posterior.config import RunConfig
 from posterior.config_load import ConfigError
-from posterior.evaluate import held_out
+from posterior.evaluate import held_out, point_at
 from posterior.progress import Bar
 from posterior.rundir import RunDir
 from posterior.targets import open_target
@@ -86,9 +86,7 @@ def eval_causal(
     if not config.sampling.latents:
         raise ConfigError(f"the run {target} takes no latent steps (sampling.latents is 0): nothing can be replaced")
     own = env in (None, config.env.name) and not args
-    if env is not None and env != config.env.name:
-        config.env = config.env.model_copy(update={"name": env, "args": {}, "train_split": None})
-    config.env.args = {**config.env.args, **args}
+    point_at(config, env, args)
     config.seed = seed
     splits = [split] if split else config.eval.splits if own else held_out(config)
     config.eval.splits = list(splits)

@@ -153,6 +153,7 @@ def build_parser() -> argparse.ArgumentParser:
         "examples:\n"
         "  posterior eval runs/first\n"
         "  posterior eval runs/thinker --causal --tasks 256\n"
+        "  posterior eval runs/writer --guided '{prompt} Think as one who knows the answer.'\n"
         "  posterior eval ./my-model --env coding tasks=mbpp.jsonl --samples 8 --json",
     )
     evaluate.add_argument("target", metavar="RUN|MODEL", help="run directory, model folder, hub id, or `embedded`")
@@ -165,6 +166,11 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--max-tokens", type=_positive, metavar="N", help="longest answer in tokens")
     evaluate.add_argument("--seed", type=int, default=0, metavar="N", help="seed of sampling (default 0)")
     evaluate.add_argument("--causal", action="store_true", help="replace a latent thinker's latents instead (of a run)")
+    evaluate.add_argument(
+        "--guided",
+        metavar="HINT",
+        help="decode each thought towards what a second prompt makes likelier (CoT-Flow); a template with {prompt}",
+    )
     evaluate.add_argument(
         "--checkpoint", default="newest", metavar="WHICH", help="of a run: newest (default), best held-out, or a step"
     )

@@ -6,9 +6,18 @@ remembers for every value where it came from (`posterior train CONFIG --dry-run`
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 EMBEDDED = "embedded"
 """Model path that stands for the toy model inside the package."""
@@ -170,9 +179,22 @@ class Evaluation(Section):
     thoughts: NonNegativeInt = 0
     """Before the first and after the last step, draw so many written thoughts of each task and read its good answer behind them:
     log p(y*|x), and what the thoughts are worth (32 or more); 0 never."""
+    anchoring: NonNegativeInt = 0
+    """Of so many of those thoughts of each task, and of as many drawn with the answer in sight: how far they are written backwards
+    from the answer (lexical, entropic, probabilistic, zones); 0 never. At most `thoughts`."""
+    step_mark: str = Field("\n\n", min_length=1)
+    """The text that ends a step of a thought, for the entropies of anchoring."""
     causal: NonNegativeInt = 0
     """After training, replace the latents of this many tasks of each split (zero, mean, noise, shuffle, transplant, truncation) and
     judge the answers again; 0 never."""
+
+    @model_validator(mode="after")
+    def _anchoring_of_drawn_thoughts(self) -> Self:
+        if self.anchoring > self.thoughts:
+            raise ValueError(
+                f"anchoring is measured of the thoughts that are drawn: set thoughts to {self.anchoring} or more"
+            )
+        return self
 
 
 class Controls(Section):

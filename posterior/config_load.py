@@ -152,6 +152,8 @@ def describe(resolved: Resolved) -> str:
 
 
 def _flow(value: Any) -> str:
+    if isinstance(value, str) and "\n" in value:
+        return json.dumps(value, ensure_ascii=False)  # on one line, and YAML too
     try:
         text = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, width=10**6, allow_unicode=True)
     except yaml.YAMLError:  # a default of an environment's constructor may be any object

@@ -34,9 +34,7 @@ def evaluate(
     import ray
 
     config, what = open_target(target, checkpoint)
-    if env is not None and env != config.env.name:
-        config.env = config.env.model_copy(update={"name": env, "args": {}, "train_split": None})
-    config.env.args = {**config.env.args, **args}
+    point_at(config, env, args)
     if max_tokens is not None:
         config.sampling.max_tokens = max_tokens
     config.seed = seed
@@ -59,6 +57,13 @@ def evaluate(
         "splits": figures,
         "seconds": time.perf_counter() - seconds,
     }
+
+
+def point_at(config: RunConfig, env: str | None, args: dict[str, Any]) -> None:
+    """Ask another environment, or the run's own with some of its arguments changed."""
+    if env is not None and env != config.env.name:
+        config.env = config.env.model_copy(update={"name": env, "args": {}, "train_split": None})
+    config.env.args = {**config.env.args, **args}
 
 
 def held_out(config: RunConfig) -> list[str]:

@@ -1,6 +1,6 @@
 """`posterior report`: one HTML file of one or several runs that works offline, with nothing to fetch.
 
-`report_data` reads the run directories; this file, `report_latents` and `report_figures` write the words and figures
+`report_data` reads the run directories; this file, `report_latents`, `report_thoughts` and `report_figures` write the words and figures
 that need no script; `report_charts.js`, `report_traces.js` and `report.js` draw the rest from a JSON block.
 Everything a model or a config wrote is escaped, and the page's content policy allows only its own script (by hash)
 and no request at all.
@@ -21,6 +21,7 @@ from typing import Any
 
 from posterior.report_data import collect, number
 from posterior.report_latents import thinking
+from posterior.report_thoughts import thoughts
 from posterior.rundir import RunDir, write_atomic
 
 SCRIPTS = ("report_charts.js", "report_traces.js", "report.js")
@@ -68,6 +69,7 @@ def render(data: Mapping[str, Any], title: str = "", lead: str = "") -> str:
         "headline": lead + (_single(runs[0]) if len(runs) == 1 else _several(runs, groups)),
         "notes": _notes(runs),
         "thinking": thinking(runs, groups),
+        "thoughts": thoughts(runs),
         "configs": _configs(runs),
         "footer": f"Written by Posterior on {time.strftime('%d %B %Y, %H:%M')}.",
         "data": _embed(shown),

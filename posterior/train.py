@@ -15,6 +15,7 @@ from actors import checkpoint
 from actors.collector import Neighbours
 from actors.diary import Diary
 from actors.learner import LearnerConfig, learner_loop
+from actors.types import ProbePlan
 from actors.update import OptimiserConfig
 from models.loading import load_config
 from posterior import launch
@@ -102,7 +103,7 @@ def learner_config(plan: launch.Plan, run: RunDir, collector: Any, neighbours: N
         eval_tasks=c.eval.tasks,
         eval_samples=c.eval.samples,
         eval_temperature=c.eval.temperature,
-        eval_thoughts=c.eval.thoughts,
+        probe=ProbePlan(c.eval.thoughts, c.eval.anchoring, c.eval.step_mark),
         traces_every=c.log.traces_every,
         trace_groups=c.log.trace_groups,
         threads=c.resources.learner_threads,

@@ -18,7 +18,7 @@ import pytest
 from envs.base import Task
 from envs.check import check_env
 from envs.graph_reach import GraphReach
-from envs.graphs import Graph, ancestors, in_degree, read_prosqa, shortcut_floors
+from envs.graphs import Graph, ancestors, in_degree, layers, read_prosqa, shortcut_floors
 
 SMALL: dict[str, Any] = {"nodes": (10, 12), "hops": {1: 0.2, 2: 0.4, 3: 0.4}, "parents": 1.0, "balanced": True}
 ROWS = (
@@ -40,6 +40,24 @@ def reached(edges: Sequence[tuple[Any, ...]], root: Any) -> dict[Any, int]:
     for step in range(1, 40):
         found |= {b: step for a, b in edges if found.get(a) == step - 1 and b not in found}
     return found
+
+
+def test_frontier_steps_lie_at_each_distance() -> None:
+    straight, spread = GraphReach(**SMALL), GraphReach(**SMALL, written="frontier")
+    strays = 0
+    for task in take(spread, "hops3", 60):
+        shown, asked = str(task.prompt).split(" ? ")
+        edges = [tuple(edge.split()) for edge in shown.split(" ; ")]
+        far = reached(edges, asked.split()[-1])
+        assert task.steps is not None
+        assert [far[node] for node in task.steps] == [1, 2]
+        strays += tuple(task.steps) not in edges
+    assert strays  # drawn one by one, not along a path
+    for graph in graphs(straight, 60):
+        far = reached(graph.edges, graph.root)
+        assert layers(graph) == [sorted(n for n in far if far[n] == k) for k in range(1 + max(far.values()))]
+    with pytest.raises(ValueError, match="symbols only"):
+        GraphReach(style="spaced", written="frontier")
 
 
 def test_answers_and_steps_by_search() -> None:

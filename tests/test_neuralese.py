@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from actors.types import Group, SamplingParams
+from actors.types import Group, ProbePlan, SamplingParams
 from algorithms.base import Context
 from algorithms.neuralese_sft import NeuraleseSFT, NeuraleseSFTConfig
 from envs.base import Task
@@ -144,7 +144,7 @@ def test_a_probe_reads_the_answer_behind_the_latents(folder: str) -> None:
     """log p(y*|x) of a latent thinker is one reading: what the battery calls clean."""
     algorithm, asked = method(folder), tasks(6, "test")
     actors: Any = [SimpleNamespace(name=str(i), seed=i) for i in range(6)]
-    groups = asyncio.run(algorithm.probe(asked, actors, 32))
+    groups = asyncio.run(algorithm.probe(asked, actors, ProbePlan(32)))
     traces = [group.traces[0] for group in groups]
     model, examples = made(folder, 6)
     assert [t.token.tolist() for t in traces] == [t.token.tolist() for t in examples]

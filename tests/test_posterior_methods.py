@@ -9,21 +9,34 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from actors.local import LocalActors, LocalRun
-from actors.types import Group, SamplingParams
+from actors.types import ENTROPY, Group, ProbePlan, SamplingParams
 from actors.update import OptimiserConfig
+from algorithms.anchoring import entropic, lexical, zone
 from algorithms.answer_sft import AnswerSFT
 from algorithms.base import Algorithm, Context
+from algorithms.cuts import complete_cuts, cut_figures
 from algorithms.helper import SLEEP, Helper
-from algorithms.posterior_method import likelihoods
-from algorithms.probing import draw_probes, of_kind
+from algorithms.probing import _ends, draw_probes, of_kind
 from algorithms.registry import find
-from algorithms.thoughts import ANSWER_AT, HINTED, Thoughts, answer_loglik, given_answer, hinted, progress, thought
+from algorithms.thoughts import (
+    ANSWER_AT,
+    HINTED,
+    Thoughts,
+    answer_loglik,
+    given_answer,
+    hinted,
+    likelihoods,
+    progress,
+    thought,
+)
 from algorithms.trice import TRICE
+from benchmarks.posterior_testbed import Testbed
 from envs.base import Task
 from envs.walk import GIVEN, Walk
-from models.forward import score_traces
+from models.forward import Distribution, score_traces
 from models.loading import load_tokenizer
 from models.scratch import write_model
 from models.trace import Kind, Score
@@ -106,8 +119,6 @@ def test_drawn_thoughts_end_and_are_closed(model: str) -> None:
 
 def test_a_policy_reads_what_was_scored(model: str) -> None:
     """`answer_loglik` is log p(y*|x,z): computed by hand from the model."""
-    import torch
-
     run = loop(model, "jepo", group_size=2)
     groups = run.collect(TASKS[:1], 0)
     run.score(groups)
@@ -254,7 +265,9 @@ def test_probes_tell_drawn_empty_and_foreign_thoughts_apart(model: str) -> None:
     run = loop(model, "helper", group_size=2)
     actors = [LocalActors(run.engine, Walk(), str(i), i) for i in range(3)]
     thoughts = Thoughts(load_tokenizer(model))
-    groups = asyncio.run(draw_probes(thoughts, TASKS[:3], actors, 4, SamplingParams(max_tokens=BUDGET), GIVEN))
+    groups = asyncio.run(
+        draw_probes(thoughts, TASKS[:3], actors, ProbePlan(4), SamplingParams(max_tokens=BUDGET), GIVEN)
+    )
     run.score(groups)
     figures = run.algorithm.diagnose(groups, run.algorithm.by_task(groups))
     logs = [likelihoods(of_kind(group, "drawn")) for group in groups]
@@ -266,6 +279,89 @@ def test_probes_tell_drawn_empty_and_foreign_thoughts_apart(model: str) -> None:
     donor = of_kind(groups[1], "drawn")[0]
     assert foreign.token[thought(foreign)][:-1].tolist()[:2] == donor.token[donor.kind == Kind.THOUGHT].tolist()[:2]
     assert {"helper_bayes_gap", "helper_slope", "helper_r2"} <= set(figures)
+
+
+def test_anchoring_of_own_thoughts_and_of_those_that_saw_the_answer(model: str) -> None:
+    """Against the metrics' definitions, from log-probabilities and entropies of plain readings."""
+    run = loop(model, "jepo", group_size=2)
+    actors = [LocalActors(run.engine, Walk(), str(i), i) for i in range(2)]
+    thoughts, plan = Thoughts(load_tokenizer(model)), ProbePlan(4, 2, "3")
+    groups = asyncio.run(draw_probes(thoughts, TASKS[:2], actors, plan, SamplingParams(max_tokens=BUDGET), GIVEN))
+    run.score(groups)
+    run.updater.read_entropy("policy", groups, 0)
+    each = run.algorithm.by_task(groups)
+    three = thoughts.chat.ids("3")[0]
+    for place, (group, task) in enumerate(zip(groups, TASKS[:2], strict=True)):
+        shown = list(thoughts.hinted_ids(task.prompt, GIVEN, str(task.answer)))
+        answer, empty = thoughts.chat.ids(str(task.answer)), answer_loglik(of_kind(group, "empty")[0])
+        for who, traces in (("anchoring", of_kind(group, "drawn")[:2]), ("hindsight", of_kind(group, "hindsight"))):
+            assert len(traces) == 2
+            zones: list[str] = []
+            found: dict[str, list[float]] = {"lexical": [], "entropic": [], "probabilistic": []}
+            for trace in traces:
+                z = trace.token[thought(trace)].tolist()
+                z = z[:-1] if who == "hindsight" and not trace.meta["closed"] else z  # the forced mark is given too
+                steps: list[list[float]] = [[]]
+                entropies = entropies_of(run, [*shown, *z])[len(shown) - 1 : -1]
+                for token, entropy in zip(z, entropies, strict=True):
+                    steps[-1].append(entropy)
+                    steps += [[]] if token == three else []
+                found["lexical"].append(lexical(z, answer))
+                found["entropic"].append(entropic([float(np.mean(s)) for s in steps if s]))
+                found["probabilistic"].append((answer_loglik(trace) - empty) / np.log(2) / (len(answer) + 1))
+                zones.append(zone(found["entropic"][-1], found["probabilistic"][-1]))
+            for name, values in found.items():
+                assert each[f"{who}_{name}"][place] == pytest.approx(np.mean(values), abs=1e-4)
+            assert each[f"{who}_zone_{zones[0]}"][place] == zones.count(zones[0]) / 2
+    assert all(ENTROPY in t.scores for g in groups for t in of_kind(g, "reread"))
+
+
+def entropies_of(run: LocalRun, row: list[int]) -> np.ndarray:
+    """float[T] entropy of what follows each token, from a plain forward pass."""
+    with torch.no_grad():
+        logp = run.models["policy"].lm(torch.tensor([row])).logits[0].log_softmax(-1)
+    return (-(logp.exp() * logp).sum(-1)).numpy()
+
+
+def test_marks_that_several_tokens_spell_end_a_step() -> None:
+    assert _ends(["a", "\n", "\n", "b\n", "c"], "\n\n") == [False, False, True, False, False]
+    assert _ends(["a;", ";", "b"], ";") == [True, True, False]
+
+
+def test_an_exact_guide_agrees_with_completions_of_cut_thoughts(model: str) -> None:
+    """log w_1 of the posterior by enumeration, against completions; a guide that says nothing is off by log w itself."""
+    run = loop(model, "helper", group_size=2)
+    thoughts, policy, params = Thoughts(load_tokenizer(model)), run.models["policy"], SamplingParams(max_tokens=2)
+    with torch.no_grad():
+        for p in policy.parameters():  # so that thoughts matter
+            p.mul_(1.7)
+    actors = [LocalActors(run.engine, Walk(), str(i), i) for i in range(6)]
+    groups = asyncio.run(draw_probes(thoughts, TASKS, actors, ProbePlan(600), params, GIVEN))
+    asyncio.run(complete_cuts(thoughts, TASKS, actors, groups, 600, params))
+    bed = Testbed(policy, thoughts.chat.tokenizer, Distribution(), 2, GIVEN)
+    truth = []
+    for group, task in zip(groups, TASKS, strict=True):
+        for trace, values in zip(group.traces, score_traces(policy, group.traces), strict=True):
+            trace.scores["policy"] = Score(values, 0)
+        first, listed = of_kind(group, "drawn")[0], bed.case(task).listed
+        z = first.token[first.kind == Kind.THOUGHT]
+        assert len(of_kind(group, "completion")) == (600 if len(z) == 2 else 0)
+        ratio = next(r for t, r in zip(listed.thoughts, listed.posterior_ratio(), strict=True) if np.array_equal(t, z))
+        guide = first.scores["policy"].values.astype(np.float64)
+        guide[first.where(Kind.THOUGHT)] += ratio
+        first.scores["helper"] = Score(guide, 0)
+        if len(z) == 2:
+            truth.append(ratio[0])
+    exact = cut_figures(groups, "helper")
+    assert len(truth) > 2
+    assert exact["w_error"] < 0.15 * max(np.abs(truth))
+    assert exact["w_correlation"] > 0.95
+    for group in groups:
+        first = of_kind(group, "drawn")[0]
+        first.scores["helper"] = first.scores["policy"]
+    silent = cut_figures(groups, "helper")
+    assert silent["w_error"] == pytest.approx(np.sqrt(np.mean(np.square(truth))), rel=0.15)
+    assert "w_correlation" not in silent
 
 
 def test_a_template_goes_before_the_mark_that_opens_the_thought() -> None:

@@ -19,7 +19,7 @@ CONFIG = {
     "algorithm": {"name": "helper", "group_size": 4, "first_steps": 2, "kl_coef": 0.02},
     "sampling": {"max_tokens": 6},
     "train": {"steps": 4, "batch_groups": 4, "checkpoint_every": 2, "optimiser": {"lr": 3e-3}},
-    "eval": {"every": 4, "tasks": 6, "samples": 2, "thoughts": 32},
+    "eval": {"every": 4, "tasks": 6, "samples": 2, "thoughts": 32, "anchoring": 4, "step_mark": "0"},
     "log": {"traces_every": 0},
 }
 
@@ -38,6 +38,16 @@ def test_a_helper_run_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     found = json.loads((tmp_path / "run" / "result.json").read_text())
     for when in ("baseline", "final"):
         figures = found[when]["test"]
-        assert {"pass@1", "pass@2", "logp_answer", "thought_gain", "shuffled_loss", "helper_bayes_gap"} <= set(figures)
+        assert {
+            "pass@1",
+            "pass@2",
+            "logp_answer",
+            "thought_gain",
+            "shuffled_loss",
+            "helper_bayes_gap",
+            "helper_w_error",
+        } <= set(figures)
+        assert sum(figures[f"anchoring_zone_{name}"] for name in ("reason", "encode", "cloze", "copy")) == 1
+        assert 0 <= figures["hindsight_lexical"] <= 1
         # a mean of 32 probabilities is at least the exponential of the mean log-probability
         assert figures["logp_given_thought"] <= figures["logp_answer"] <= 0

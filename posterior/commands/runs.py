@@ -79,6 +79,8 @@ def resume(args: argparse.Namespace) -> dict[str, Any]:
 def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     if args.causal:
         return _causal(args)
+    if args.guided is not None:
+        return _guided(args)
     from posterior.evaluate import evaluate as run
 
     result = run(
@@ -115,6 +117,26 @@ def _causal(args: argparse.Namespace) -> dict[str, Any]:
     )
     if not args.json:
         print("\n".join(lines(result)))
+    return result
+
+
+def _guided(args: argparse.Namespace) -> dict[str, Any]:
+    if (args.samples, args.temperature) != (1, 1.0):
+        raise ConfigError("--samples and --temperature do not go with --guided: it decodes the likeliest tokens")
+    from posterior.guided import eval_guided
+
+    result = eval_guided(
+        args.target,
+        args.env,
+        env_args(args),
+        args.guided,
+        split=args.split,
+        tasks=args.tasks,
+        max_tokens=args.max_tokens,
+        checkpoint=args.checkpoint,
+    )
+    if not args.json:
+        print(table(result))
     return result
 
 
