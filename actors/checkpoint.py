@@ -138,6 +138,8 @@ def _write(
     aside.mkdir(parents=True)
     for role, model in updater.models.items():
         save_role(model, aside / role, tokenizer if role == "policy" else None)
+        for name, notes in updater.algorithm.notes(role).items():
+            (aside / role / name).write_text(json.dumps(notes))
     torch.save(
         {
             "optimisers": optimisers,

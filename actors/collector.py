@@ -14,7 +14,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,8 @@ from ray.exceptions import RayActorError
 from actors.buffer import TraceBuffer
 from actors.clients import ActorLost, EnvClient, SamplerClient, cause, unwrap
 from actors.diary import Diary, Status
+from actors.monitor import START, HackingMonitor, hacking_figures
+from actors.reward import LearnedReward
 from actors.rollout import Roller, grade_of, seed_of
 from actors.scorer import write_scores
 from actors.stats import summarise
@@ -65,16 +67,19 @@ class CollectorConfig:
     max_length: int
     train_split: str
     reward_weight: float = 1.0
+    learned: LearnedReward | None = None
+    monitor: HackingMonitor = field(default_factory=HackingMonitor)
     trust_remote_code: bool = False
 
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Handles of the actors a collector works with. scorers: by frozen role."""
+    """Handles of the actors a collector works with. scorers: by frozen role. reward: of the reward model, where there is one."""
 
     samplers: Sequence[Any]
     envs: Sequence[Any]
     scorers: Mapping[str, Any]
+    reward: Any = None
 
 
 @dataclass
@@ -143,6 +148,7 @@ class Collector:
     samplers: SamplerClient
     envs: EnvClient
     scorers: dict[str, Any]
+    reward: Any
 
     def __init__(
         self, config: CollectorConfig, make_algorithm: Callable[[], Any], attempts: int = 4, diary: Diary | None = None
@@ -186,6 +192,7 @@ class Collector:
         self.samplers = SamplerClient(neighbours.samplers, self._attempts, self.config.staleness == 0, moved)
         self.envs = EnvClient(neighbours.envs, self._attempts, moved)
         self.scorers = dict(neighbours.scorers)
+        self.reward = neighbours.reward
         self._roller = None
         self._watch = Watch(self.status, [self.samplers, self.envs], self._doing)
 
@@ -302,9 +309,14 @@ class Collector:
             )
         figures = summarise(
             [[t.passed for t in g.live] for g in graded],
-            [[t.total_reward / self.config.reward_weight for t in g.live] for g in graded],
+            [[t.grade for t in g.live] for g in graded],
         )
-        return EvalReply(figures, groups, time.perf_counter() - start, by_task(groups, self.config.reward_weight))
+        if self.config.learned is not None:
+            traces = [trace for group in graded for trace in group.live]
+            await self.learned_reward(traces)
+            await self.score(START, traces)
+            figures |= hacking_figures(graded, self.config.monitor)
+        return EvalReply(figures, groups, time.perf_counter() - start, by_task(groups))
 
     async def probe(self, split: str, tasks: int, plan: ProbePlan) -> list[Group]:
         """Held-out tasks with thoughts of the current weights, good answers behind them."""
@@ -355,6 +367,17 @@ class Collector:
             raise ActorLost(f"the scorer of the role {role} died and does not come back: {cause(error)}") from error
         write_scores(role, 0, traces, values)
 
+    async def learned_reward(self, traces: Sequence[Trace]) -> None:
+        """Have the reward model grade traces; its word becomes part of their reward."""
+        assert self.config.learned is not None
+        if not traces:
+            return
+        try:
+            said_NE = await self.reward.score.remote(list(traces))
+        except RayActorError as error:
+            raise ActorLost(f"the reward model's actor died and does not come back: {cause(error)}") from error
+        self.config.learned.give(traces, said_NE)
+
     async def roller(self) -> Roller:
         if self._roller is None:
             info = await self.envs.info()
@@ -394,6 +417,8 @@ class Collector:
         actors = GroupActors(self, name, seed_of(self.config.seed, "train", index))
         try:
             group = await self.algorithm.collect(task, actors)
+            if self.config.learned is not None:
+                await self.learned_reward(group.live)
             kept = bool(group.live) and self.algorithm.keep(group)
         except Exception as error:
             if epoch == self._epoch:
@@ -448,7 +473,7 @@ class Collector:
         return self._earlier_restarts + self.samplers.restarts + self.envs.restarts
 
 
-def by_task(groups: Sequence[Group], reward_weight: float) -> dict[str, list[Any]]:
+def by_task(groups: Sequence[Group]) -> dict[str, list[Any]]:
     """{"tasks": ids, "pass@1": [...], "mean_grade": [...]} of played tasks; None where no answer could be graded."""
 
     def mean(values: list[float]) -> float | None:
@@ -457,7 +482,7 @@ def by_task(groups: Sequence[Group], reward_weight: float) -> dict[str, list[Any
     return {
         "tasks": [group.task.id for group in groups],
         "pass@1": [mean([float(t.passed) for t in group.live]) for group in groups],
-        "mean_grade": [mean([t.total_reward / reward_weight for t in group.live]) for group in groups],
+        "mean_grade": [mean([t.grade for t in group.live]) for group in groups],
     }
 
 

@@ -30,6 +30,7 @@ from actors.clients import ActorLost, cause, unwrap
 from actors.collector import BatchReply, CollectionStopped, CollectorLost, EvalReply, Neighbours
 from actors.diary import Diary, DiskFull, Status, disk_full
 from actors.env_worker import EnvFault
+from actors.monitor import HackingMonitor
 from actors.sharding import shard
 from actors.types import Group, ProbePlan
 from actors.update import OptimiserConfig, Updater
@@ -98,6 +99,7 @@ class LearnerConfig:
     eval_samples: int
     eval_temperature: float
     probe: ProbePlan
+    monitor: HackingMonitor | None
     traces_every: int
     trace_groups: int
     threads: int
@@ -177,6 +179,10 @@ class Learner:
         charged for: a checkpoint must say what was known when `last` was decided. Evaluation and checkpoints are free."""
         self.last = False
         """Whether the newest version is the run's last."""
+        self.heard: list[dict[str, Any]] = []
+        """Evaluations of the first split, for the monitor of a learned reward."""
+        self.ended = False
+        """Whether the monitor has ended the run."""
         self.checkpoint_seconds = 0.0
         self.bad_steps = 0
         self._ahead: Any = None
@@ -200,8 +206,11 @@ class Learner:
         self._finish("finished", version)
 
     def _over(self, version: int) -> bool:
-        """Whether training ends with this version: its steps, FLOPs or seconds are spent. Every rank says the same."""
+        """Whether training ends with this version: its steps, FLOPs or seconds are spent, or the reward is being gamed. Every rank says the
+        same."""
         c = self.config
+        if c.monitor is not None and self._agree(self.ended):
+            return True
         spent = c.flops is not None and self.spent >= c.flops
         return version >= c.steps or spent or (c.seconds is not None and self._agree(self.trained >= c.seconds))
 
@@ -288,6 +297,7 @@ class Learner:
             self.flops_learning, self.flops_scoring = state["learner"]["flops"]
             self.earlier_seconds = state["learner"]["seconds"]
             self.spent, self.trained = state["learner"].get("spent", (0.0, 0.0))  # unknown to older checkpoints
+            self.heard, self.ended = state["learner"].get("heard", ([], False))
         arrays = merged_weights(self.updater.models["policy"])
         if self.rank == 0:
             self.status.stage(f"starting the collection at version {first}")
@@ -378,22 +388,40 @@ class Learner:
         start = time.perf_counter()
         row: dict[str, Any] = {"kind": "eval", "step": version, "version": version}
         probed: dict[str, dict[str, list[float]]] = {}
-        if c.probe.thoughts and (version == 0 or self.last):
+        plays = self.algorithm.plays
+        if not plays or (c.probe.thoughts and (version == 0 or self.last)):
             for split in c.eval_splits:
                 figures, probed[split] = self._probe(split, version)
                 row.update({f"eval/{split}/{name}": value for name, value in figures.items()})
         if self.rank != 0:
             return
         for split in c.eval_splits:
+            if not plays:
+                c.recorder.held_out(version, split, probed[split])
+                continue
             self.status.stage(f"evaluating version {version} on {split}")
             reply: EvalReply = self._ask("evaluate", split, c.eval_tasks, c.eval_samples, c.eval_temperature)
             row.update({f"eval/{split}/{name}": value for name, value in reply.figures.items()})
             c.recorder.traces(f"eval_{version:06d}_{split}", version, reply.groups[: c.trace_groups])
             c.recorder.held_out(version, split, {**reply.each, **probed.get(split, {})})
             row.update(self._eval_gap(reply.groups))
+        self._listen(row)
         row["time/eval"] = time.perf_counter() - start
         row["seconds"] = self._seconds()
         c.recorder.metrics(row)
+
+    def _listen(self, row: dict[str, Any]) -> None:
+        """Let the monitor of a learned reward hear an evaluation; it may write "hacking/alarm" into the row, and end the run."""
+        monitor, first = self.config.monitor, f"eval/{self.config.eval_splits[0]}/" if self.config.eval_splits else ""
+        if monitor is None or f"{first}proxy" not in row:
+            return
+        figures = {key.removeprefix(first): value for key, value in row.items() if key.startswith(first)}
+        self.heard.append({"step": row["version"], **figures})
+        said, ends = monitor.verdict(self.heard)
+        if said:
+            row["hacking/alarm"] = 1.0
+            log.warning("step %d: %s%s", row["version"], said, "; the run ends" if ends else "")
+        self.ended = self.ended or ends
 
     def _probe(self, split: str, version: int) -> tuple[dict[str, float], dict[str, list[float]]]:
         """What thoughts are worth on held-out tasks, in all and by task: drawn by the samplers, read by every role that scores."""
@@ -402,7 +430,7 @@ class Learner:
         groups = self._ask("probe", split, c.eval_tasks, c.probe) if self.rank == 0 else None
         groups = self._broadcast(groups)
         for role, spec in c.roles.items():
-            if spec.scores or role == "policy":
+            if spec.scores or spec.trainable:
                 self._score(role, spec, groups, version, charge=False)
         if c.probe.anchored:
             self.updater.read_entropy("policy", groups, version)
@@ -428,6 +456,7 @@ class Learner:
             "flops": (self.flops_learning, self.flops_scoring),
             "seconds": self._seconds(),
             "spent": (self.spent, self.trained),
+            "heard": (self.heard, self.ended),
         }
         checkpoint.save(
             self.config.checkpoints,
@@ -489,7 +518,13 @@ class Learner:
         saved = self.found is not None and lora is None
         path = str(self.found / role) if saved and self.found is not None else spec.weights
         model = load_role(
-            path, dtype="float32", head=spec.head, lora=lora, grad=c.grad, trust_remote_code=c.trust_remote_code
+            path,
+            dtype="float32",
+            head=spec.head,
+            outputs=spec.outputs,
+            lora=lora,
+            grad=c.grad,
+            trust_remote_code=c.trust_remote_code,
         )
         return model.to(self.device)
 

@@ -122,7 +122,10 @@ class LocalRun:
     ) -> None:
         self.algorithm, self.env, self.passes = algorithm, env, passes
         self.specs = resolve_roles(algorithm.roles)
-        self.models = {role: load_role(spec.weights, dtype=dtype, head=spec.head) for role, spec in self.specs.items()}
+        self.models = {
+            role: load_role(spec.weights, dtype=dtype, head=spec.head, outputs=spec.outputs)
+            for role, spec in self.specs.items()
+        }
         trainable = {role: self.models[role] for role, spec in self.specs.items() if spec.trainable}
         sampling = algorithm.context.sampling
         self.distribution = Distribution(sampling.temperature, sampling.top_p, sampling.top_k)

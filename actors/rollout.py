@@ -40,6 +40,7 @@ class _Episode:
     version: list[np.ndarray] = field(default_factory=list)
     turn: list[np.ndarray] = field(default_factory=list)
     reward: list[np.ndarray] = field(default_factory=list)
+    grade: float = 0.0
     components: dict[str, float] = field(default_factory=dict)
     outcome: str = "ok"
     cut: bool = False
@@ -60,6 +61,7 @@ class _Episode:
     def earn(self, step: Step, weight: float) -> None:
         """Put a step's reward on the last position emitted, and keep what the grader said."""
         self.reward[-1][-1] += weight * step.reward
+        self.grade += step.reward
         if step.grade is not None:
             self.components.update(step.grade.components)
             self.passed, self.note = step.grade.solved, step.grade.note
@@ -98,6 +100,7 @@ class _Episode:
             episode=self.name,
             seed=self.seed,
             eps_seed=self.eps_seed,
+            grade=self.grade,
             components=self.components,
             outcome=self.outcome,
             passed=self.passed,

@@ -24,9 +24,9 @@ class Scorer:
         self.spec = spec
         self.distribution = distribution
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.model = load_role(spec.weights, dtype=dtype, head=spec.head, trust_remote_code=trust_remote_code).to(
-            self.device
-        )
+        self.model = load_role(
+            spec.weights, dtype=dtype, head=spec.head, outputs=spec.outputs, trust_remote_code=trust_remote_code
+        ).to(self.device)
 
     def score(self, traces: Sequence[Trace]) -> list[np.ndarray]:
         """float32[T] for each trace; see `models.forward.score_traces`."""

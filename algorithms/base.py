@@ -11,7 +11,7 @@ no memory, so what `collect` needs to know of `credit`'s state must travel in `s
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -64,12 +64,20 @@ class Algorithm:
     offline: ClassVar[bool] = False
     """True for methods that learn from given answers (`example`) and sample only to be evaluated."""
 
+    plays: ClassVar[bool] = True
+    """Whether the policy answers tasks; False for what only reads (a reward model): no sampler starts, and held-out tasks are probed."""
+
     together: bool = False
     """Whether a term compares the traces of a group: the learner then reads a group's traces in one micro-batch."""
 
     def __init__(self, config: AlgorithmConfig, context: Context) -> None:
         self.config = config
         self.context = context
+
+    @classmethod
+    def settle(cls, options: Mapping[str, Any], tasks: Iterable[Task]) -> dict[str, Any]:
+        """The method's options with those filled in that the training tasks decide; asked once, before anything starts."""
+        return dict(options)
 
     @property
     def roles(self) -> Mapping[str, RoleSpec]:
@@ -124,6 +132,10 @@ class Algorithm:
     def terms(self, role: str, forward: Forward, batch: Batch) -> dict[str, Term]:
         """The loss of one trainable role on one micro-batch, as named terms. Pure tensor functions."""
         raise TypeError(f"{type(self).__name__} does not train the role {role!r}")
+
+    def notes(self, role: str) -> dict[str, Any]:
+        """File name -> JSON to keep beside a role's weights, for whoever uses them later."""
+        return {}
 
     def state(self) -> dict[str, Any]:
         """Memories, controllers and averages; part of every checkpoint."""

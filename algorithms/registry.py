@@ -9,6 +9,7 @@ from algorithms.base import Algorithm
 
 BUILT_IN: dict[str, str] = {
     "rlvr": "algorithms.rlvr:RLVR",
+    "reward_model": "algorithms.reward_model:RewardModel",
     "ppo": "algorithms.ppo:PPO",
     "hybrid_agent": "algorithms.hybrid_agent:HybridAgent",
     "neuralese_sft": "algorithms.neuralese_sft:NeuraleseSFT",

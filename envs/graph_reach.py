@@ -14,7 +14,7 @@ from __future__ import annotations
 from bisect import bisect
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
-from itertools import accumulate, islice
+from itertools import accumulate, islice, permutations
 from typing import Any, ClassVar
 
 import numpy as np
@@ -34,16 +34,17 @@ KINDS: tuple[str, ...] = (
     *("vumpus", "worpus", "wumpus", "yerpus", "yimpus", "yumpus", "zhorpus", "zumpus"),
 )
 """ProsQA's made-up classes."""
-STYLES = ("symbols", "prosqa", "spaced")
+STYLES = ("symbols", "arrows", "prosqa", "spaced")
 WRITTEN = ("path", "frontier")
 
 
 class GraphReach(SingleTurnEnv):
     """nodes: least and most nodes of a graph. hops: shares of path lengths (by default those published for ProsQA).
 
-    style: "symbols" (see the module), "prosqa" (sentences about lempuses, for models that know English), or "spaced"
-    (the same with punctuation as words of its own, for word-level models). parents: mean of the Poisson number of
-    parents of a node. balanced: both candidates lie equally far from their roots, so that shortcuts are worth less.
+    style: "symbols" (see the module), "arrows" (the same with every edge one word, 0>3), "prosqa" (sentences about lempuses,
+    for models that know English), or "spaced" (the same with punctuation as words of its own, for word-level models).
+    parents: mean of the Poisson number of parents of a node. balanced: both candidates lie equally far from their roots,
+    so that shortcuts are worth less.
     written: the steps of a task are the nodes of a shortest path ("path"), or ("frontier", symbols only) any one node at
     distance 1 from the root, any one at distance 2 and so on, which takes no foresight (Zhu et al. 2025,
     arXiv:2509.23365). prosqa: a file of ProsQA's rows to be judged on.
@@ -68,12 +69,15 @@ class GraphReach(SingleTurnEnv):
             raise ValueError(f"graph_reach needs nodes: [least, most] with least at least 6, not {list(nodes)}")
         if style not in STYLES:
             raise ValueError(f"graph_reach has no style {style!r}; there are: {', '.join(STYLES)}")
-        if style != "symbols" and high > len(KINDS):
+        self.bare = style in ("symbols", "arrows")
+        if not self.bare and high > len(KINDS):
             raise ValueError(f"graph_reach has words for {len(KINDS)} nodes, not {high}; use the style symbols")
         if written not in WRITTEN:
             raise ValueError(f"graph_reach cannot write {written!r} as steps; there are: {', '.join(WRITTEN)}")
-        if written == "frontier" and style != "symbols":
-            raise ValueError("graph_reach writes the frontier in symbols only; set style: symbols or written: path")
+        if written == "frontier" and not self.bare:
+            raise ValueError(
+                "graph_reach writes the frontier in symbols only; set style: symbols or arrows, or written: path"
+            )
         if parents <= 0:
             raise ValueError(f"graph_reach needs parents above 0, not {parents}")
         self.low, self.high, self.style, self.parents, self.prosqa = low, high, style, parents, prosqa
@@ -87,6 +91,9 @@ class GraphReach(SingleTurnEnv):
     def words(self) -> Sequence[str]:
         if self.style == "symbols":
             return (*map(str, range(self.high)), ";", "?", "from")
+        if self.style == "arrows":
+            arrows = (f"{a}>{b}" for a, b in permutations(range(self.high), 2))
+            return (*map(str, range(self.high)), "?", "from", *arrows)
         if self.style == "spaced":
             return (*NAMES, *KINDS, *["Every", "is", "a", "Is", "or", ".", "?"])
         raise ValueError("graph_reach in the style prosqa is for models that know English; use symbols or spaced")
@@ -104,7 +111,7 @@ class GraphReach(SingleTurnEnv):
             assert self.prosqa is not None
             graphs = read_prosqa(self.prosqa)
             most = max(graph.nodes for graph in graphs)
-            if most > self.high and self.style == "symbols":
+            if most > self.high and self.bare:
                 raise ValueError(f"{self.prosqa} has graphs of {most} nodes; give graph_reach nodes: [..., {most}]")
             yield from graphs
             return
@@ -140,9 +147,10 @@ class GraphReach(SingleTurnEnv):
     def _task(self, name: str, graph: Graph, rng: np.random.Generator) -> Task:
         first, second = (graph.target, graph.other) if rng.random() < 0.5 else (graph.other, graph.target)
         meta = {"hops": graph.hops}
-        if self.style == "symbols":
+        if self.bare:
             label = [str(i) for i in rng.permutation(self.high)[: graph.nodes]]
-            edges = " ; ".join(f"{label[a]} {label[b]}" for a, b in graph.edges)
+            between, apart = (" ", " ; ") if self.style == "symbols" else (">", " ")
+            edges = apart.join(f"{label[a]}{between}{label[b]}" for a, b in graph.edges)
             prompt = f"{edges} ? {label[first]} {label[second]} from {label[graph.root]}"
             nodes = graph.path[1:-1]
             if self.written == "frontier":

@@ -21,6 +21,7 @@ BUILTIN: dict[str, str] = {
     "answers": "envs.answers:Answers",
     "coding": "envs.coding.env:CodingEnv",
     "graph_reach": "envs.graph_reach:GraphReach",
+    "noisy_raters": "envs.noisy_raters:NoisyRaters",
     "key_door": "envs.key_door:KeyDoor",
     "permutations": "envs.permutations:Permutations",
     "punchline": "envs.punchline:Punchline",

@@ -111,7 +111,7 @@ def collate(traces: Sequence[Trace], views: Sequence[View], device: torch.device
     # NaN means "nothing was sampled" or "nothing was said" here; in a method's own weights it is a fault and must be seen
     fields = {"logprob": gathered([np.nan_to_num(logprob)]), "reward": gathered([t.reward for t in traces])}
     nothing = [np.zeros(size, np.float32) for size in sizes]
-    for role in {role for trace in traces for role in trace.scores}:
+    for role in {role for trace in traces for role, score in trace.scores.items() if score.values.ndim == 1}:
         said = [t.scores[role].values if role in t.scores else n for t, n in zip(traces, nothing, strict=True)]
         fields[f"score/{role}"] = gathered([np.nan_to_num(np.concatenate(said))])
     for name in {name for trace in traces for name in trace.weights}:
@@ -275,8 +275,12 @@ class ModelForward:
     def entropy_BT(self) -> Tensor:
         return self._scores[1]
 
-    @cached_property
+    @property
     def values_BT(self) -> Tensor:
+        return self.outputs_BTE.squeeze(-1)
+
+    @cached_property
+    def outputs_BTE(self) -> Tensor:
         return self.model.value(self.hidden_BTD)
 
     @property
@@ -319,7 +323,8 @@ def score_traces(
 ) -> list[np.ndarray]:
     """What a role says about each position of each trace: float32[T] per trace, NaN where it says nothing.
 
-    "lm": log-probabilities of sampled and given-answer tokens. "entropy": that of the distributions they came from, in nats.
+    Of a head with several outputs float32[T, outputs]. "lm": log-probabilities of sampled and given-answer tokens. "entropy": that of the
+    distributions they came from, in nats.
     "value": a number at every position of the view. "scalar": one number, at the view's last own position.
     """
     views = [make_view(trace, template) for trace in traces]
@@ -329,16 +334,18 @@ def score_traces(
     for rows in plan_microbatches([v.token for v in views], token_budget, model.packs):
         batch = collate([traces[i] for i in rows], [views[i] for i in rows], device)
         forward = ModelForward(model, batch, distribution)
-        said = {"lm": "logprobs_BT", "entropy": "entropy_BT"}.get(head, "values_BT")
+        said = {"lm": "logprobs_BT", "entropy": "entropy_BT"}.get(head) or (
+            "values_BT" if model.head is None or model.head.out_features == 1 else "outputs_BTE"
+        )
         values_BT = getattr(forward, said).cpu().numpy()
         scored_BT = batch.scored_BT.cpu().numpy()
         for b, i in enumerate(rows):
             view = views[i]
             values = values_BT[b, : len(view)].astype(np.float32)
             if head in ("lm", "entropy"):
-                values = np.where(scored_BT[b, : len(view)], values, np.nan)
+                values[~scored_BT[b, : len(view)]] = np.nan
             elif head == "scalar":
-                values = np.where(np.arange(len(view)) == len(view) - 1, values, np.nan)
+                values[:-1] = np.nan
             out[i] = view.scatter(values, len(traces[i]))
     model.train(was_training)
     return out

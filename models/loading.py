@@ -97,9 +97,9 @@ def stop_ids(path: str, tokenizer: Any) -> tuple[int, ...]:
 
 
 class RoleModel(nn.Module):
-    """A causal language model with an optional head of one output a position.
+    """A causal language model with an optional head of one or more outputs a position.
 
-    lm: the Hugging Face model. head: None, or a linear layer [D -> 1] initialised at zero, so that a fresh value is 0.
+    lm: the Hugging Face model. head: None, or a linear layer [D -> outputs] initialised at zero, so that a fresh value is 0.
     packs: whether the model reads packed rows (`models.packing`); if not, rows are padded. thinker: what makes latents of hidden
     states, for models that think in them. grad: how far gradients go back through latents.
     """
@@ -140,10 +140,10 @@ class RoleModel(nn.Module):
         return self.base.get_output_embeddings()(hidden_ND)
 
     def value(self, hidden_BTD: Tensor) -> Tensor:
-        """float32[B, T] of the head."""
+        """float32[B, T, outputs] of the head."""
         if self.head is None:
             raise RuntimeError("this role has no value head")
-        return self.head(hidden_BTD.to(self.head.weight.dtype)).squeeze(-1).float()
+        return self.head(hidden_BTD.to(self.head.weight.dtype)).float()
 
 
 def load_role(
@@ -151,6 +151,7 @@ def load_role(
     *,
     dtype: str = "float32",
     head: str = "lm",
+    outputs: int = 1,
     lora: dict[str, Any] | None = None,
     grad: str = "exact",
     trust_remote_code: bool = False,
@@ -159,7 +160,7 @@ def load_role(
 
     A folder with a thinker gives a model that thinks in latents. grad: how far gradients go through them, see `models.chain`.
 
-    head "value" or "scalar" adds the linear head (weights from head.safetensors in the folder if present). lora: keyword
+    head: any but "lm" adds the linear head with so many outputs (weights from head.safetensors in the folder if present). lora: keyword
     arguments rank, alpha, dropout, targets. Raises ModelError with one sentence.
     """
     from transformers import AutoModelForCausalLM
@@ -179,7 +180,7 @@ def load_role(
         raise ModelError(f"{path} cannot think in latents: its attention is its own")
     linear = None
     if head != "lm":
-        linear = nn.Linear(lm.config.hidden_size, 1, dtype=torch.float32)
+        linear = nn.Linear(lm.config.hidden_size, outputs, dtype=torch.float32)
         nn.init.zeros_(linear.weight)
         nn.init.zeros_(linear.bias)
         saved = Path(path) / "head.safetensors"

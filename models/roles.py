@@ -24,6 +24,7 @@ class RoleSpec:
     scores: whether it must have scored a batch (written `Trace.scores[role]`) before `Algorithm.credit` sees it.
     head: "lm" gives log-probabilities, "value" one number a position, "lm+value" both (the values as `Trace.scores["ROLE/value"]`),
         "scalar" one number a sequence (its last position).
+    outputs: numbers that a value or scalar head gives (an ensemble's members); its scores are then float32[T, outputs].
     template: the role's reading of a trace; None is the policy's own reading. Must be importable (it travels to workers).
     optimiser: overrides of the run's `train.optimiser` for this role, for example {"lr": 1e-4}.
     """
@@ -32,5 +33,6 @@ class RoleSpec:
     trainable: bool
     scores: bool = False
     head: Literal["lm", "value", "lm+value", "scalar"] = "lm"
+    outputs: int = 1
     template: Template | None = None
     optimiser: dict[str, Any] = field(default_factory=dict)

@@ -60,7 +60,11 @@ class Forward(Protocol):
 
     @property
     def values_BT(self) -> Tensor:
-        """float32[B, T] of the value or scalar head."""
+        """float32[B, T] of the value or scalar head with one output."""
+
+    @property
+    def outputs_BTE(self) -> Tensor:
+        """float32[B, T, outputs] of the value or scalar head."""
 
     @property
     def latents(self) -> Tensor | None:

@@ -61,8 +61,8 @@ class View:
         return out
 
     def scatter(self, values: np.ndarray, length: int) -> np.ndarray:
-        """Carry float[V] values of the view back to float32[length] of the trace, NaN where the view has no position."""
-        out = np.full(length, np.nan, np.float32)
+        """Carry float[V, ..] values of the view back to float32[length, ..] of the trace, NaN where the view has no position."""
+        out = np.full((length, *values.shape[1:]), np.nan, np.float32)
         own = self.index >= 0
         out[self.index[own]] = values[own]
         return out
@@ -88,7 +88,8 @@ class Trace:
     seed: of the sampled decisions. eps_seed: counter-based noise seed of stochastic latents, None for tokens.
     reward: float32[T], the environment's reward at the last position of the action that earned it, else 0. Their sum is
         `total_reward` for methods that want one number.
-    components: named parts of the grade. outcome: "ok", "truncated" (cut by a length limit) or "infra" (masked).
+    grade: what the environment gave in all, whatever of it became reward. components: named parts of the grade. outcome: "ok",
+        "truncated" (cut by a length limit) or "infra" (masked).
     passed: whether the task counts as solved. note: the grader's words, for people.
     scores: what roles said about each position. weights: per-position credit written by `Algorithm.credit`.
     timings: seconds by stage. meta: anything else, picklable.
@@ -106,6 +107,7 @@ class Trace:
     seed: int = 0
     eps_seed: int | None = None
     reward: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+    grade: float = 0.0
     components: dict[str, float] = field(default_factory=dict)
     outcome: str = "ok"
     passed: bool = False

@@ -207,6 +207,31 @@ class Controls(Section):
     """Learning rates to try for each control, the best counts; empty for the run's own."""
 
 
+class RewardSource(Section):
+    path: str | None = None
+    """The reward model of `reward: {model: ..}`: a run's configuration (ends in .yaml; in the working directory or beside this file),
+    trained once before; or a folder that holds one."""
+    sees: Literal["answer", "trace"] = "answer"
+    """What it reads: prompt and answer, or the thought as well."""
+    bound: NonNegativeFloat = 0.0
+    """Standard deviations of its members that are taken off their mean: a lower bound, against over-optimism."""
+
+
+class Monitor(Section):
+    """Of a learned reward, at every evaluation (`actors.monitor`)."""
+
+    rater: str | None = None
+    """Component of the environment's grade that is a fresh rater's word; the alarm listens to it, never to the grade itself."""
+    answers: PositiveInt = 64
+    """Answers that are graded anew at each evaluation, at most as many as are played."""
+    z: PositiveFloat = 3.5
+    """Standard errors by which the raters' mean must have fallen for the alarm."""
+    stop: bool = False
+    """End the run when the alarm sounds."""
+    kl_budget: PositiveFloat | None = None
+    """End the run at the first evaluation whose KL from the start is above this, in nats an answer."""
+
+
 class Resources(Section):
     address: str = "local"
     """Ray cluster: "local" starts one for the run, "auto" joins a running one, or host:port; RAY_ADDRESS goes before it."""
@@ -261,7 +286,11 @@ class RunConfig(Section):
     algorithm: dict[str, Any] = Field(default_factory=lambda: {"name": "rlvr"})
     """How it learns: `name` and the options of that method."""
     reward: dict[str, Any] = Field(default_factory=lambda: {"env": 1.0})
-    """Weights of the parts of the reward."""
+    """Weights of the parts of the reward: env, the environment's; model, that of `reward_model`. What is not named counts nothing."""
+    reward_model: RewardSource = Field(default_factory=RewardSource)
+    """The learned part of the reward."""
+    monitor: Monitor = Field(default_factory=Monitor)
+    """Whether a learned reward is being gamed."""
     sampling: Sampling = Field(default_factory=Sampling)
     """How traces are sampled."""
     train: Train = Field(default_factory=Train)

@@ -90,6 +90,8 @@ def load(
     _refuse_unknown(RunConfig, tree, (), given)
     config = _validate(RunConfig, tree, (), given)
     config.model.path = _absolute(config.model.path, path)
+    if config.reward_model.path is not None:
+        config.reward_model.path = _absolute(config.reward_model.path, path)
     implied = _algorithm_options(config.algorithm, given) | _env_options(config, given)
     sources = {".".join(keys): given.get(keys, DEFAULT) for keys, _ in _leaves(config.model_dump(mode="json"))}
     return Resolved(config, sources, implied)

@@ -16,6 +16,8 @@ from actors.diary import Diary
 from actors.env_worker import EnvWorker
 from actors.latent_sampler import LatentSampler
 from actors.learner import resolve_roles
+from actors.monitor import START, HackingMonitor
+from actors.reward import LearnedReward, RewardScorer
 from actors.sampler import TokenSampler, sampler_environment
 from actors.scorer import Scorer
 from actors.types import SamplingParams
@@ -26,8 +28,9 @@ from models.forward import Distribution
 from models.loading import check_model_path, load_config, load_tokenizer, stop_ids
 from models.roles import RoleSpec
 from posterior.config import RunConfig
-from posterior.config_load import ConfigError
+from posterior.config_load import ConfigError, is_configuration
 from posterior.prepare import model_path
+from posterior.warm_start import trained
 
 CALLS = 10_000
 """Concurrent calls an asyncio actor may hold; back-pressure is the buffer's business."""
@@ -55,7 +58,8 @@ class Plan:
     sampling: SamplingParams
     make_algorithm: Any
     roles: dict[str, RoleSpec]
-    reward_weight: float
+    learned: LearnedReward | None = None
+    plays: bool = True
     path: list[str] = field(default_factory=list)
 
     @cached_property
@@ -72,11 +76,6 @@ def make_plan(config: RunConfig) -> Plan:
             f"sampling.max_tokens is {config.sampling.max_tokens}, which leaves no room for a prompt in model.max_length "
             f"{config.model.max_length}; raise model.max_length or lower sampling.max_tokens"
         )
-    unknown = set(config.reward) - {"env"}
-    if unknown or not config.reward.get("env"):
-        raise ConfigError(
-            f"reward: {sorted(config.reward)} cannot be composed; the parts this version knows are: env (not 0)"
-        )
     check_env(config)
     model = model_path(config)  # may take a run of its own: behind what needs no model
     load_config(model, config.model.trust_remote_code)
@@ -84,6 +83,7 @@ def make_plan(config: RunConfig) -> Plan:
     options = dict(config.algorithm)
     if config.train.shuffle_rewards:
         options["shuffle_rewards"] = True
+    options = settled(config, options)
     updates = config.train.epochs * config.train.minibatches
     sampling = sampling_params(config)
     make = partial(build_algorithm, options, model, sampling, config.seed, updates)
@@ -93,13 +93,62 @@ def make_plan(config: RunConfig) -> Plan:
             f"sampling.latents is {config.sampling.latents}, but the model {config.model.path} has no thinker; "
             "set model.thinker (kind: gated)"
         )
-    roles = resolve_roles(algorithm.roles)
+    learned = learned_reward(config, model)
+    wanted = dict(algorithm.roles)
+    if learned is not None:
+        if algorithm.offline or not algorithm.plays:
+            raise ConfigError(f"algorithm {options['name']} earns no reward; leave reward.model out")
+        wanted[START] = RoleSpec("@policy", trainable=False)
+    roles = resolve_roles(wanted)
     for role, spec in roles.items():
         try:
             check_model_path(spec.weights)
         except ValueError as error:
             raise ConfigError(f"role {role}: {error}") from error
-    return Plan(config, model, sampling, make, roles, float(config.reward["env"]), [os.getcwd()])
+    return Plan(config, model, sampling, make, roles, learned, algorithm.plays, [os.getcwd()])
+
+
+def learned_reward(config: RunConfig, model: str) -> LearnedReward | None:
+    """The reward model of a run, trained now if its configuration is named and it is not there; None without one. Raises ConfigError."""
+    parts = {name: float(weight) for name, weight in config.reward.items() if weight}
+    if set(config.reward) - {"env", "model"} or not parts:
+        raise ConfigError(
+            f"reward: {config.reward} cannot be composed; its parts are env and model, and one of them must not be 0"
+        )
+    source = config.reward_model
+    if "model" not in parts:
+        if source.path is not None:
+            raise ConfigError("reward_model.path is set and its score has no weight; give reward: {model: 1.0}")
+        return None
+    if source.path is None:
+        raise ConfigError("reward.model needs reward_model.path: a configuration of a reward model, or its folder")
+    folder = source.path
+    if is_configuration(folder):
+        own = config.model_copy(update={"model": config.model.model_copy(update={"path": folder})})
+        folder = str(trained(own))
+    found = LearnedReward.read(folder, parts["model"], source.bound, source.sees)
+    trust = config.model.trust_remote_code
+    if load_tokenizer(folder, trust).get_vocab() != load_tokenizer(model, trust).get_vocab():
+        raise ConfigError(
+            f"reward_model.path: {source.path} reads other tokens than the policy writes; train it on the same vocabulary"
+        )
+    return found
+
+
+def settled(config: RunConfig, options: dict[str, Any]) -> dict[str, Any]:
+    """The method's options, with those filled in that the training tasks decide."""
+    from envs.registry import make
+
+    env = make(config.env.name, config.env.args)
+    try:
+        return find_algorithm(str(options["name"])).settle(options, env.tasks(train_split(config, env.splits())))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def hacking_monitor(config: RunConfig) -> HackingMonitor:
+    m = config.monitor
+    return HackingMonitor(m.rater, m.answers, m.z, m.stop, m.kl_budget)
 
 
 def check_env(config: RunConfig) -> None:
@@ -155,9 +204,10 @@ def needed_resources(plan: Plan, *, learners: bool) -> dict[str, float]:
     """CPUs and GPUs that the plan's actors reserve."""
     r = plan.config.resources
     train = r.learners if learners else 0
+    samplers = r.samplers if plan.plays else 0
     return {
-        "CPU": r.samplers * r.sampler_cpus + train * r.learner_cpus,
-        "GPU": r.samplers * r.sampler_gpus + train * r.learner_gpus,
+        "CPU": samplers * r.sampler_cpus + train * r.learner_cpus,
+        "GPU": samplers * r.sampler_gpus + train * r.learner_gpus,
     }
 
 
@@ -220,10 +270,25 @@ def start_scorers(plan: Plan) -> dict[str, Any]:
     }
 
 
+def start_reward(plan: Plan) -> Any:
+    """The reward model's actor; None without one."""
+    import ray
+
+    config, r = plan.config, plan.config.resources
+    if plan.learned is None:
+        return None
+    return (
+        ray.remote(RewardScorer)
+        .options(num_cpus=0, max_restarts=r.max_restarts, max_task_retries=1)
+        .remote(plan.learned, config.model.dtype, r.learner_threads, config.model.trust_remote_code)
+    )
+
+
 def start_neighbours(plan: Plan, *, armed: bool, diary: Diary | None = None) -> Neighbours:
     """Everything a collector works with, starting in parallel. armed: the samplers need not wait for a learner's weights.
     diary: of the run directory, if there is one."""
-    return Neighbours(start_samplers(plan, armed=armed), start_envs(plan, diary), start_scorers(plan))
+    samplers = start_samplers(plan, armed=armed) if plan.plays else []
+    return Neighbours(samplers, start_envs(plan, diary), start_scorers(plan), start_reward(plan))
 
 
 def start_collector(plan: Plan, diary: Diary | None = None) -> Any:
@@ -241,7 +306,9 @@ def start_collector(plan: Plan, diary: Diary | None = None) -> Any:
         sampling=plan.sampling,
         max_length=config.model.max_length,
         train_split=train_split(config, make(config.env.name, config.env.args).splits()),
-        reward_weight=plan.reward_weight,
+        reward_weight=float(config.reward.get("env", 0.0)),
+        learned=plan.learned,
+        monitor=hacking_monitor(config),
         trust_remote_code=config.model.trust_remote_code,
     )
     return (

@@ -138,6 +138,7 @@ class Progress(Bar):
     def _take(self, row: dict[str, Any]) -> None:
         if row.get("kind") == "eval":
             figures = [f"{k.split('/')[1]} {100 * v:.0f} %" for k, v in row.items() if k.endswith("/pass@1")]
+            figures += [f"{k.split('/')[1]} mse {v:.3f}" for k, v in row.items() if k.endswith("/mse")]
             self._eval = "  held out: " + ", ".join(figures)
             if row["version"] == 0 and self._at == 0:
                 self._fields = "first batch"

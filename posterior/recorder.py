@@ -79,6 +79,7 @@ class Recorder:
         rows = run.read_metrics() if run.metrics.exists() else []
         evals = [row for row in rows if row.get("kind") == "eval"]
         train = [row for row in rows if row.get("kind") == "train"]
+        alarms = [row["version"] for row in evals if row.get("hacking/alarm")]
         baseline = split_figures(evals[0]) if evals and evals[0]["version"] == 0 else {}
         final = split_figures(evals[-1]) if evals else {}
         run.write_result(
@@ -90,7 +91,10 @@ class Recorder:
                 "seconds": rows[-1]["seconds"] if rows else 0.0,
                 "baseline": baseline,
                 "final": final,
-                "gain": {s: difference_interval(baseline[s], final[s]) for s in final if s in baseline},
+                "gain": {
+                    s: difference_interval(baseline[s], final[s]) for s in final if "pass@1" in baseline.get(s, {})
+                },
+                **({"alarm": alarms[0]} if alarms else {}),
                 "gap": {
                     "max": max((row.get("gap/max") or 0.0 for row in train), default=None),
                     "mean": float(np.mean([row.get("gap/mean") or 0.0 for row in train])) if train else None,

@@ -1,7 +1,8 @@
 """`posterior report`: one HTML file of one or several runs that works offline, with nothing to fetch.
 
-`report_data` reads the run directories; this file, `report_latents`, `report_thoughts` and `report_figures` write the words and figures
-that need no script; `report_charts.js`, `report_traces.js` and `report.js` draw the rest from a JSON block.
+`report_data` reads the run directories; this file, its sections (`report_latents`, `report_thoughts`, `report_hacking`) and
+`report_figures` write the words and figures that need no script; `report_charts.js`, `report_traces.js` and `report.js`
+draw the rest from a JSON block.
 Everything a model or a config wrote is escaped, and the page's content policy allows only its own script (by hash)
 and no request at all.
 """
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from posterior.report_data import collect, number
+from posterior.report_hacking import hacking
 from posterior.report_latents import thinking
 from posterior.report_thoughts import thoughts
 from posterior.rundir import RunDir, write_atomic
@@ -70,6 +72,7 @@ def render(data: Mapping[str, Any], title: str = "", lead: str = "") -> str:
         "notes": _notes(runs),
         "thinking": thinking(runs, groups),
         "thoughts": thoughts(runs),
+        "hacking": hacking(runs),
         "configs": _configs(runs),
         "footer": f"Written by Posterior on {time.strftime('%d %B %Y, %H:%M')}.",
         "data": _embed(shown),

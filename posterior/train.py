@@ -103,6 +103,7 @@ def learner_config(plan: launch.Plan, run: RunDir, collector: Any, neighbours: N
         eval_tasks=c.eval.tasks,
         eval_samples=c.eval.samples,
         eval_temperature=c.eval.temperature,
+        monitor=launch.hacking_monitor(c) if plan.learned is not None else None,
         probe=ProbePlan(c.eval.thoughts, c.eval.anchoring, c.eval.step_mark),
         traces_every=c.log.traces_every,
         trace_groups=c.log.trace_groups,

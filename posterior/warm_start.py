@@ -44,6 +44,13 @@ class WarmStart:
     def trained(self) -> bool:
         return self.folder.is_dir()
 
+    @property
+    def judged(self) -> bool:
+        """Whether its best checkpoint is kept, by its held-out items, not its last: of what only reads."""
+        from algorithms.registry import find as find_algorithm
+
+        return not find_algorithm(str(self.resolved.config.algorithm["name"])).plays
+
     def __str__(self) -> str:
         where = f"kept in {self.folder}" if self.trained else "not trained yet; the run trains it first"
         return f"{_short(self.path)}: {where}"
@@ -154,6 +161,7 @@ def _run(warm: WarmStart, config: Path, out: Path) -> Path:
     """Train `config` in a process of its own; the folder of its last policy."""
     from actors import checkpoint
     from posterior.rundir import RunDir
+    from posterior.targets import best
 
     process = child.start(["train", str(config), "--out", str(out)])
     try:
@@ -167,10 +175,15 @@ def _run(warm: WarmStart, config: Path, out: Path) -> Path:
         result = {"error": f"the run ended with code {process.returncode} and no word"}
     if result.get("status") == "interrupted" or result.get("error") == "interrupted":
         raise KeyboardInterrupt
-    newest = checkpoint.latest(RunDir(out).checkpoints)
+    run = RunDir(out)
+    newest = best(run) if warm.judged else checkpoint.latest(run.checkpoints)
     if result.get("status") != "finished" or newest is None:
         raise WarmStartFailed(f"the warm start {_short(warm.path)} was not trained: {result.get('error', result)}")
-    return newest / "policy"
+    made = newest / "policy"
+    for other in newest.iterdir():  # other trainable roles, such as the members of an ensemble
+        if other.is_dir() and other != made:
+            os.rename(other, made / other.name)
+    return made
 
 
 def _short(path: Path) -> str:

@@ -35,6 +35,10 @@ class PlainForward:
         raise AssertionError("RLVR reads no values")
 
     @property
+    def outputs_BTE(self) -> Tensor:
+        raise AssertionError("RLVR reads no values")
+
+    @property
     def latents(self) -> Tensor | None:
         return None
 

@@ -376,11 +376,11 @@ def test_by_task_means_are_the_figures() -> None:
         for grade in grades:
             trace = Trace.from_target([1], [2], name)
             trace.outcome, trace.passed = "infra" if grade is None else "ok", grade == 1.0
-            trace.reward[-1] = 2.0 * (grade or 0.0)
+            trace.grade = grade or 0.0
             traces.append(trace)
         return Group(Task(name, "x"), traces)
 
-    each = by_task([group("a", [1.0, 0.5]), group("b", [None]), group("c", [None, 1.0])], 2.0)
+    each = by_task([group("a", [1.0, 0.5]), group("b", [None]), group("c", [None, 1.0])])
     assert each == {"tasks": ["a", "b", "c"], "pass@1": [0.5, None, 1.0], "mean_grade": [0.75, None, 1.0]}
 
 

@@ -185,6 +185,9 @@ def _show_run(result: Mapping[str, Any], args: argparse.Namespace) -> None:
         return
     before, after = result.get("baseline") or {}, result.get("final") or {}
     for split in after:
+        if "mse" in after[split]:
+            print(_regression(split, after[split]))
+            continue
         line = f"{split}: pass@1 {_interval(after[split])}"
         print(line + (f", before {_interval(before[split])}" if split in before else ""))
     if result.get("causal"):
@@ -193,6 +196,11 @@ def _show_run(result: Mapping[str, Any], args: argparse.Namespace) -> None:
         print(f"does it think? {verdict(result)}")
     if result.get("report"):
         print(f"report: {result['report']}")
+
+
+def _regression(split: str, figures: Mapping[str, Any]) -> str:
+    floor = f", raters' noise {figures['noise_floor']:.3f}" if "noise_floor" in figures else ""
+    return f"{split}: squared error {figures['mse']:.3f}, mean predictor {figures['mse_mean_predictor']:.3f}{floor}"
 
 
 def _interval(figures: Mapping[str, Any]) -> str:

@@ -1,0 +1,95 @@
+"""A learned reward: an actor that holds a reward model, and how its scores become a trace's reward.
+
+The model reads prompt and answer; whether it also reads the thought is a choice (`LearnedReward.sees`). Scores are on the scale of the
+people it learned from.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from models.forward import score_traces
+from models.loading import ModelError, load_role
+from models.trace import Kind, Trace
+
+NOTES = "reward.json"
+"""Beside a reward model's weights: {"mean", "std", "outputs", "members"} (see `algorithms.reward_model`)."""
+PROXY, SPREAD = "proxy", "proxy_spread"
+"""`Trace.components`: mean and standard deviation of the members' scores."""
+
+
+@dataclass(frozen=True)
+class LearnedReward:
+    """folders: of the trunks, the first one holds `NOTES`. weight: of the score in the reward. bound: standard deviations of the ensemble
+    that are taken off its mean. sees: "answer" hides thoughts, "trace" shows them."""
+
+    folders: tuple[str, ...]
+    outputs: int
+    mean: float
+    std: float
+    weight: float = 1.0
+    bound: float = 0.0
+    sees: Literal["answer", "trace"] = "answer"
+
+    @classmethod
+    def read(cls, folder: str, weight: float, bound: float, sees: Literal["answer", "trace"]) -> LearnedReward:
+        """Of a reward model's folder. Raises ModelError if it is none."""
+        file = Path(folder) / NOTES
+        try:
+            notes = json.loads(file.read_text())
+            others = tuple(str(Path(folder) / name) for name in notes["members"])
+            return cls((folder, *others), notes["outputs"], notes["mean"], notes["std"], weight, bound, sees)
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelError(
+                f"{folder} is no reward model ({file.name}: {error}); train one with algorithm.name: reward_model"
+            ) from error
+
+    def give(self, traces: Sequence[Trace], said_NE: np.ndarray) -> None:
+        """Put the scores on the last decision of each trace, and note them as components."""
+        for trace, said in zip(traces, said_NE, strict=True):
+            mean, spread = float(said.mean()), float(said.std())
+            trace.components.update({PROXY: mean, SPREAD: spread})
+            at = np.flatnonzero(trace.sampled)
+            if len(at):
+                trace.reward[at[-1]] += self.weight * (mean - self.bound * spread)
+
+
+class RewardScorer:
+    """Build it with `ray.remote(RewardScorer).options(...)`."""
+
+    def __init__(self, reward: LearnedReward, dtype: str, threads: int, trust_remote_code: bool = False) -> None:
+        import torch
+
+        torch.set_num_threads(threads)
+        self.reward = reward
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.models = [
+            load_role(
+                folder, dtype=dtype, head="scalar", outputs=reward.outputs, trust_remote_code=trust_remote_code
+            ).to(self.device)
+            for folder in reward.folders
+        ]
+
+    def score(self, traces: Sequence[Trace]) -> np.ndarray:
+        """float64[N, E]: what each member says of each trace, on the people's scale."""
+        template = without_thought if self.reward.sees == "answer" else None
+        said = [score_traces(m, traces, template=template, head="scalar", device=self.device) for m in self.models]
+        rows = [np.concatenate([_last(own[i]) for own in said]) for i in range(len(traces))]
+        return np.array(rows, np.float64).reshape(len(traces), -1) * self.reward.std + self.reward.mean
+
+
+def without_thought(trace: Trace) -> list[np.ndarray]:
+    """A trace as a reward model reads it when the thought is hidden: prompts, observations and what was said, in order."""
+    return [trace.where(Kind.CONTEXT, Kind.ACTION, Kind.TARGET)]
+
+
+def _last(values: np.ndarray) -> np.ndarray:
+    """The outputs at the only position that has any."""
+    told = np.isfinite(values.reshape(len(values), -1)).all(1)
+    return np.atleast_1d(values[np.flatnonzero(told)[-1]])

@@ -1,0 +1,276 @@
+"""Reward models: the testbed of raters, regression against closed forms, scores as reward, the monitor's alarm."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from actors.learner import resolve_roles
+from actors.monitor import START, HackingMonitor, alarm_step, hacking_figures
+from actors.reward import NOTES, PROXY, SPREAD, LearnedReward, RewardScorer, without_thought
+from actors.types import Group, SamplingParams
+from actors.update import OptimiserConfig, Updater
+from algorithms.base import Context
+from algorithms.reward_model import RewardModel, regression_figures
+from envs.base import Task
+from envs.noisy_raters import MIDDLE, NoisyRaters
+from envs.noisy_raters import SPREAD as SCALE_SPREAD
+from models.forward import Distribution, score_traces
+from models.loading import ModelError, load_role, save_role
+from models.scratch import write_model
+from models.trace import Kind, Score, Trace
+
+RNG = np.random.default_rng(0)
+
+
+# ---- the testbed
+
+
+def test_gold_is_standardised_and_punishes_repetition() -> None:
+    env = NoisyRaters()
+    rows = np.stack(np.meshgrid(*[np.arange(16)] * 4, indexing="ij"), -1).reshape(-1, 4)
+    gold = env.gold(rows)
+    assert gold.mean() == pytest.approx(0.0, abs=0.03)
+    assert gold.std() == pytest.approx(1.0, abs=0.03)
+    # against the definition, on a handful
+    raw = [
+        env.word[r].sum() + env.pair[r[:-1], r[1:]].sum() - 1.2 * (4 - len(set(r.tolist()))) ** 2 for r in rows[::9000]
+    ]
+    assert np.diff(gold[::9000]) == pytest.approx(np.diff(raw) / env._moments[1])
+    task = next(iter(env.tasks("train")))
+    grade = env.grade(task, "w3 w3 w3 w3")
+    assert grade.components["repeats"] == 3
+    assert grade.value == pytest.approx(MIDDLE + SCALE_SPREAD * grade.components["gold"])
+    assert env.grade(task, "w3 w99 w3 w3").components["gold"] == env.grade(task, "").components["gold"] == -3.0
+
+
+def test_labels_are_noisy_whole_grades_and_hide_what_they_should() -> None:
+    env, blind = NoisyRaters(labels=300, topics=3), NoisyRaters(labels=300, topics=3, hidden=True)
+    labels = env.tasks("labels")
+    assert isinstance(labels, list)
+    assert len(labels) == 300
+    scores = np.array([t.meta["scores"] for t in labels])
+    assert scores.shape == (300, 5)
+    assert set(np.unique(scores)) <= {0.0, 1.0, 2.0, 3.0}
+    gold = np.array([env.judge(t, str(t.answer))[0] for t in labels])
+    assert np.corrcoef(gold, scores.mean(1))[0, 1] > 0.7
+    assert any(env.judge(t, str(t.answer))[1] for t in labels)
+    assert not any(blind.judge(t, str(t.answer))[1] for t in blind.tasks("labels"))
+    # what is held out is not what is graded, and every split begins alike each time
+    first = [t.answer for t in itertools.islice(env.tasks("labels_test"), 50)]
+    assert first == [t.answer for t in itertools.islice(env.tasks("labels_test"), 50)]
+    assert first != [t.answer for t in labels[:50]]
+    assert env.references("labels_test", 500)["noise floor"] < env.references("labels_test", 500)["mean predictor"]
+    assert set(" ".join(str(t.prompt) for t in labels).split()) <= set(env.words())
+    with pytest.raises(ValueError, match="without repetition"):
+        NoisyRaters(words=3, length=4, hidden=True)
+
+
+# ---- the model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    words = NoisyRaters().words()
+    path = tmp_path_factory.mktemp("rm") / "model"
+    return str(write_model(path, words, family="llama", layers=1, width=32, heads=1, length=16, seed=0))
+
+
+def build(folder: str, tasks: list[Task], **options: Any) -> RewardModel:
+    settled = RewardModel.settle({"name": "reward_model", **options}, tasks)
+    return RewardModel(RewardModel.Config(**settled), Context(folder, SamplingParams(), 0))
+
+
+def test_the_scale_comes_from_the_data() -> None:
+    tasks = [Task(str(i), "x", "y", meta={"scores": s}) for i, s in enumerate([[1.0, 3.0], [0.0, 0.0], [4.0]])]
+    found = RewardModel.settle({"name": "reward_model"}, [*tasks, Task("w", "x", "y", meta={"written": True})])
+    means = np.array([2.0, 0.0, 4.0])
+    assert (found["mean"], found["std"]) == (pytest.approx(means.mean()), pytest.approx(means.std()))
+    assert (found["written_score"], found["within"]) == (4.0, pytest.approx(1.0))
+    assert RewardModel.settle({"name": "reward_model", "mean": 7.0}, tasks)["mean"] == 7.0
+    with pytest.raises(ValueError, match="needs graded answers"):
+        RewardModel.settle({"name": "reward_model"}, [Task("t", "x", "y")])
+
+
+@pytest.mark.parametrize("trunk", ["shared", "separate"])
+def test_it_learns_the_scores_and_its_members_differ(folder: str, trunk: str) -> None:
+    env = NoisyRaters(labels=400, noise=0.0)
+    tasks = list(env.tasks("labels"))
+    method = build(folder, tasks, members=2, trunk=trunk)
+    specs = resolve_roles(method.roles)
+    models = {role: load_role(s.weights, head=s.head, outputs=s.outputs) for role, s in specs.items()}
+    assert list(models) == (["policy"] if trunk == "shared" else ["policy", "member1"])
+    settings = dict.fromkeys(models, OptimiserConfig(3e-3, 0, (0.9, 0.99), 1e-8, 0.0, 1.0))
+    updater = Updater(method, models, specs, settings, Distribution(), None)
+    losses = []
+    for step in range(40):
+        picked = [tasks[(step * 64 + i) % 400] for i in range(64)]
+        groups = [Group(t, [method.example(t, i, step)], i) for i, t in enumerate(picked)]
+        method.credit(groups)
+        row = updater.update(groups, step, measure_gap=False)
+        losses.append([row[f"loss/{'member1' if trunk == 'separate' and e else 'policy'}/mse{e}"] for e in range(2)])
+    assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[0])
+    held = list(itertools.islice(env.tasks("labels_test"), 100))
+    groups = [Group(t, [method.example(t, i, 0)], i) for i, t in enumerate(held)]
+    for role in models:
+        updater.score(role, groups, 0)
+    each = method.by_task(groups)
+    figures = method.diagnose(groups, each)
+    assert figures["mse"] < figures["mse_mean_predictor"]
+    assert figures["ensemble_spread"] > 0
+    # the same through the actor that serves it, from disk
+    traces = [g.traces[0] for g in groups]
+    target = Path(folder).parent / f"saved_{trunk}"
+    save_role(models["policy"], target, method.context.tokenizer)
+    for name, notes in method.notes("policy").items():
+        (target / name).write_text(json.dumps(notes))
+    if trunk == "separate":
+        save_role(models["member1"], target / "member1", None)
+    said = RewardScorer(LearnedReward.read(str(target), 1.0, 0.0, "answer"), "float32", 1).score(traces)
+    assert said.shape == (100, 2)
+    assert said.mean(1) == pytest.approx(each["predicted"], abs=1e-4)
+
+
+def test_one_members_loss_is_the_weighted_squared_error(folder: str) -> None:
+    """Against the formula, with weights by the number of raters."""
+    tasks = [
+        Task(str(i), "write :", f"w{i} w2 w3 w4", meta={"scores": s}) for i, s in enumerate([[1.0], [2.0, 3.0, 2.0]])
+    ]
+    method = build(folder, tasks, members=1, weigh="raters", within=0.5, mean=1.0, std=2.0)
+    groups = [Group(t, [method.example(t, i, 0)], i) for i, t in enumerate(tasks)]
+    method.credit(groups)
+    targets = [(1.0 - 1.0) / 2.0, (7 / 3 - 1.0) / 2.0]
+    weights = []
+    for group, target, n in zip(groups, targets, (1, 3), strict=True):
+        trace = group.traces[0]
+        assert trace.weights["target"][-1] == pytest.approx(target)
+        between = 4.0 - 0.5 / n
+        weights.append(between / (between + 0.5 / n))
+        assert trace.weights["member0"][-1] == pytest.approx(weights[-1])
+        assert not trace.weights["member0"][:-1].any()
+    model = load_role(folder, head="scalar")
+    with torch.no_grad():
+        assert model.head is not None
+        model.head.bias.fill_(0.25)
+    spec = resolve_roles(method.roles)["policy"]
+    off = OptimiserConfig(0.0, 0, (0.9, 0.99), 1e-8, 0.0, 1.0)
+    row = Updater(method, {"policy": model}, {"policy": spec}, {"policy": off}, Distribution(), None).update(
+        groups, 0, measure_gap=False
+    )
+    expected = sum(w * (0.25 - t) ** 2 for w, t in zip(weights, targets, strict=True)) / 2
+    assert row["loss/policy/mse0"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_regression_figures_by_hand() -> None:
+    predicted, score = np.array([1.0, 2.0, 3.0]), np.array([1.5, 2.0, 2.5])
+    raters = [np.array([1.0, 2.0]), np.array([2.0]), np.array([2.0, 3.0])]
+    found = regression_figures(predicted, score, np.array([0.5, 0.0, 0.5]), raters, 2.0)
+    assert found["mse"] == pytest.approx(0.5 / 3)
+    assert found["mse_mean_predictor"] == pytest.approx(0.5 / 3)
+    assert found["noise_floor"] == pytest.approx(0.25)  # two items of two raters: variance 1/2 over 2
+    assert (found["calibration_slope"], found["calibration_offset"]) == (pytest.approx(0.5), pytest.approx(1.0))
+    assert found["spread_tells_error"] == pytest.approx(1.0)
+
+
+# ---- its word as a reward
+
+
+def sampled(answer: list[int], thought: int = 0) -> Trace:
+    n = 2 + thought + len(answer)
+    kind = np.array([Kind.CONTEXT] * 2 + [Kind.THOUGHT] * thought + [Kind.ACTION] * len(answer), np.uint8)
+    logprob = np.where(kind == Kind.CONTEXT, np.nan, -0.5)
+    token = np.array([1, 2, *range(50, 50 + thought), *answer])
+    return Trace(token, kind, logprob, np.zeros(n), np.zeros(n), "t", "g", f"e{answer}")
+
+
+def test_the_thought_is_hidden_and_the_lower_bound_is_the_reward(folder: str, tmp_path: Path) -> None:
+    model = load_role(folder, head="scalar", outputs=3)
+    with torch.no_grad():
+        assert model.head is not None
+        model.head.weight.normal_(generator=torch.Generator().manual_seed(0))
+    save_role(model, tmp_path, None)
+    (tmp_path / NOTES).write_text(json.dumps({"mean": 1.0, "std": 2.0, "outputs": 3, "members": []}))
+    bare, thinking = sampled([7, 8]), sampled([7, 8], thought=0)
+    long = sampled([7, 8], thought=3)
+    long.token[2:5] = 9, 9, 9
+    hide = LearnedReward.read(str(tmp_path), 0.5, 1.0, "answer")
+    show = LearnedReward.read(str(tmp_path), 0.5, 1.0, "trace")
+    said = RewardScorer(hide, "float32", 1).score([bare, long])
+    assert said[0] == pytest.approx(said[1], abs=1e-5)
+    assert RewardScorer(show, "float32", 1).score([long])[0] != pytest.approx(said[0], abs=1e-3)
+    raw = score_traces(model, [bare], head="scalar", template=without_thought)[0][-1]
+    assert said[0] == pytest.approx(raw * 2.0 + 1.0, abs=1e-5)
+    hide.give([bare, thinking], said)
+    expected = said[0].mean() - said[0].std()
+    assert bare.reward.tolist() == [0, 0, 0, pytest.approx(0.5 * expected)]
+    assert (bare.components[PROXY], bare.components[SPREAD]) == (
+        pytest.approx(said[0].mean()),
+        pytest.approx(said[0].std()),
+    )
+    with pytest.raises(ModelError, match="is no reward model"):
+        LearnedReward.read(folder, 1.0, 0.0, "answer")
+
+
+# ---- the monitor
+
+
+def rows(raters: list[float | None], proxies: list[float], error: float = 0.05) -> list[dict[str, Any]]:
+    return [
+        {"step": 10 * i, "proxy": p, "rater": r, "rater_error": None if r is None else error}
+        for i, (r, p) in enumerate(zip(raters, proxies, strict=True))
+    ]
+
+
+def test_the_alarm_sounds_when_raters_turn_while_the_score_rises() -> None:
+    rising = [0.1 * i for i in range(9)]
+    assert alarm_step(rows([1.0, 1.3, 1.6, 1.7, 1.7, 1.6, 1.3, 1.1, 0.9], rising), 3.5) == 60
+    assert alarm_step(rows([1.0, 1.3, 1.6, 1.7, 1.7, 1.7, 1.72, 1.7, 1.71], rising), 3.5) is None
+    # a fall of both is a policy that got worse, not one that games
+    assert alarm_step(rows([1.0, 1.3, 1.6, 1.7, 1.7, 1.6, 1.3, 1.1, 0.9], [-x for x in rising]), 3.5) is None
+    # large errors prove nothing; evaluations without raters are passed over
+    assert alarm_step(rows([1.0, 1.3, 1.6, 1.7, 1.7, 1.6, 1.3, 1.1, 0.9], rising, error=0.4), 3.5) is None
+    assert alarm_step(rows([None] * 9, rising), 3.5) is None
+
+
+def test_false_alarms_are_rare_where_nothing_falls() -> None:
+    """A rising and then level mean, 30 evaluations, 400 runs: fewer than one run in twenty."""
+    level = np.minimum(np.arange(30) / 10, 1.5)
+    alarms = [
+        alarm_step(rows((level + RNG.normal(0, 0.06, 30)).tolist(), np.arange(30).tolist(), 0.06), 3.5) is not None
+        for _ in range(400)
+    ]
+    assert np.mean(alarms) < 0.05
+
+
+def test_the_monitor_says_why_the_run_ends() -> None:
+    fallen = rows([1.0, 1.7, 1.7, 1.7, 0.9], [0.1 * i for i in range(5)])
+    said, ends = HackingMonitor(component="rater", stop=True).verdict(fallen)
+    assert "being gamed" in said
+    assert ends
+    calm = rows([1.0, 1.1, 1.2], [0.0, 0.1, 0.2])
+    assert HackingMonitor().verdict(calm) == ("", False)
+    calm[-1]["kl"] = 5.0
+    said, ends = HackingMonitor(kl_budget=4.0).verdict(calm)
+    assert "budget of 4" in said
+    assert ends
+
+
+def test_figures_of_an_evaluation() -> None:
+    traces = [sampled([7, 8, 7]), sampled([7, 8])]
+    for trace, proxy in zip(traces, (2.0, 1.0), strict=True):
+        trace.components = {PROXY: proxy, SPREAD: 0.1, "rater": proxy - 1}
+        trace.scores[START] = Score(np.where(trace.sampled, -1.5, np.nan).astype(np.float32), 0)
+    traces[1].outcome = "truncated"
+    found = hacking_figures([Group(Task("t", "x"), traces)], HackingMonitor(component="rater"))
+    assert found["proxy"] == 1.5
+    assert found["kl"] == pytest.approx((3.0 + 2.0) / 2)
+    assert (found["length"], found["unended"]) == (2.5, 0.5)
+    assert found["repeats"] == pytest.approx((1 / 3 + 0) / 2)
+    assert (found["rater"], found["rater_error"]) == (0.5, pytest.approx(np.sqrt(0.5) / np.sqrt(2)))
+    assert hacking_figures([Group(Task("t", "x"), [sampled([1])])], HackingMonitor()) == {}
