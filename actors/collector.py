@@ -165,6 +165,8 @@ class Collector:
         self.buffer = TraceBuffer(config.batch_groups, config.staleness)
         self._chat = ChatFormat(load_tokenizer(config.model_path, config.trust_remote_code))
         self.flops = _flop_model(config.model_path, config.trust_remote_code)
+        if config.learned is not None:
+            self.reward_flops = _flop_model(config.learned.folders[0], config.trust_remote_code)
         self._roller: Roller | None = None
         self._tasks: dict[int, Task] = {}
         self._changed = asyncio.Condition()
@@ -419,6 +421,7 @@ class Collector:
             group = await self.algorithm.collect(task, actors)
             if self.config.learned is not None:
                 await self.learned_reward(group.live)
+                actors.flops += self.reward_flops.forward(map(len, group.live)) * len(self.config.learned.folders)
             kept = bool(group.live) and self.algorithm.keep(group)
         except Exception as error:
             if epoch == self._epoch:

@@ -27,15 +27,16 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError
 from actors import checkpoint
 from actors.bookkeeping import Clock, lineage
 from actors.clients import ActorLost, cause, unwrap
-from actors.collector import BatchReply, CollectionStopped, CollectorLost, EvalReply, Neighbours
+from actors.collector import BatchReply, CollectionStopped, CollectorLost, Neighbours
 from actors.diary import Diary, DiskFull, Status, disk_full
 from actors.env_worker import EnvFault
+from actors.held_out import HeldOut
 from actors.monitor import HackingMonitor
 from actors.sharding import shard
 from actors.types import Group, ProbePlan
 from actors.update import OptimiserConfig, Updater
 from models.flops import FlopModel
-from models.forward import Distribution, make_view, score_traces
+from models.forward import Distribution, make_view
 from models.loading import load_role, load_tokenizer, merged_weights
 from models.roles import RoleSpec
 from models.trace import Trace
@@ -179,10 +180,7 @@ class Learner:
         charged for: a checkpoint must say what was known when `last` was decided. Evaluation and checkpoints are free."""
         self.last = False
         """Whether the newest version is the run's last."""
-        self.heard: list[dict[str, Any]] = []
-        """Evaluations of the first split, for the monitor of a learned reward."""
-        self.ended = False
-        """Whether the monitor has ended the run."""
+        self.held_out = HeldOut(self)
         self.checkpoint_seconds = 0.0
         self.bad_steps = 0
         self._ahead: Any = None
@@ -193,11 +191,11 @@ class Learner:
         c = self.config
         version = self.first = self._begin()
         if c.eval_every and self.found is None:
-            self._evaluate(0)
+            self.held_out.evaluate(0)
         self.last = self._over(version)
         while not self.last:
             self.step = version
-            if self._agree(self.rank == 0 and self._ask("stop_requested")):
+            if self._agree(self.rank == 0 and self.ask("stop_requested")):
                 self._checkpoint(version)
                 return self._finish("interrupted", version)
             self._one_step(version)
@@ -209,7 +207,7 @@ class Learner:
         """Whether training ends with this version: its steps, FLOPs or seconds are spent, or the reward is being gamed. Every rank says the
         same."""
         c = self.config
-        if c.monitor is not None and self._agree(self.ended):
+        if c.monitor is not None and self._agree(self.held_out.ended):
             return True
         spent = c.flops is not None and self.spent >= c.flops
         return version >= c.steps or spent or (c.seconds is not None and self._agree(self.trained >= c.seconds))
@@ -223,7 +221,7 @@ class Learner:
         for role, spec in c.roles.items():
             if spec.scores:
                 self.status.stage(f"scoring the batch of step {step} with the role {role}")
-                self._score(role, spec, groups, step)
+                self.score(role, spec, groups, step)
         clock.lap("score")
         self.status.stage(f"forward and backward of step {step}")
         metrics = self.algorithm.credit(groups)
@@ -243,7 +241,7 @@ class Learner:
             c.recorder.traces(f"step_{step:06d}", step, groups[: c.trace_groups])
         clock.lap("log")
         version = step + 1
-        row = {"kind": "train", "step": step, "version": version, "seconds": self._seconds(), **metrics}
+        row = {"kind": "train", "step": step, "version": version, "seconds": self.seconds(), **metrics}
         # the lineage: which groups, by their place in the run's order of admission, this version was trained on
         row["groups"] = lineage([group.index for group in groups], self.algorithm.offline)
         row.update(clock.laps)
@@ -257,7 +255,7 @@ class Learner:
         if self.rank == 0:
             c.recorder.metrics(row)
         if self._evaluates(version):
-            self._evaluate(version)
+            self.held_out.evaluate(version)
         if version % c.checkpoint_every == 0 and not self.last:
             start = time.perf_counter()
             self._checkpoint(version)
@@ -297,7 +295,7 @@ class Learner:
             self.flops_learning, self.flops_scoring = state["learner"]["flops"]
             self.earlier_seconds = state["learner"]["seconds"]
             self.spent, self.trained = state["learner"].get("spent", (0.0, 0.0))  # unknown to older checkpoints
-            self.heard, self.ended = state["learner"].get("heard", ([], False))
+            self.held_out.heard, self.held_out.ended = state["learner"].get("heard", ([], False))
         arrays = merged_weights(self.updater.models["policy"])
         if self.rank == 0:
             self.status.stage(f"starting the collection at version {first}")
@@ -316,16 +314,16 @@ class Learner:
             reply = self._answer(asked)
         elif self.rank == 0:
             while reply is None:
-                answer = self._ask("get_batch")
+                answer = self.ask("get_batch")
                 if isinstance(answer, str):
                     log.debug("waiting for the batch of step %d: %s", self.step, answer)
                 else:
                     reply = answer
-        reply = self._broadcast(reply)
+        reply = self.broadcast(reply)
         assert reply is not None
         return reply
 
-    def _ask(self, method: str, *args: Any) -> Any:
+    def ask(self, method: str, *args: Any) -> Any:
         return self._answer(self._call(method, *args))
 
     def _call(self, method: str, *args: Any) -> Any:
@@ -351,13 +349,13 @@ class Learner:
         deadline = time.monotonic() + RETURN_SECONDS
         while True:
             try:
-                return self._ask("start", self.config.neighbours, state, arrays, version)
+                return self.ask("start", self.config.neighbours, state, arrays, version)
             except CollectorLost:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.2)
 
-    def _score(self, role: str, spec: RoleSpec, groups: Sequence[Group], version: int, *, charge: bool = True) -> None:
+    def score(self, role: str, spec: RoleSpec, groups: Sequence[Group], version: int, *, charge: bool = True) -> None:
         """Have a role read a batch. charge: count its work as training's."""
         traces = [t for g in groups for t in g.live]
         if charge:
@@ -365,8 +363,8 @@ class Learner:
         if spec.trainable:
             self.updater.score(role, groups, version)
             return
-        scores = self._ask("scores", role, traces) if self.rank == 0 else None
-        for trace, score in zip(traces, self._broadcast(scores), strict=True):
+        scores = self.ask("scores", role, traces) if self.rank == 0 else None
+        for trace, score in zip(traces, self.broadcast(scores), strict=True):
             trace.scores[role] = score
 
     def _publish(self, version: int) -> float:
@@ -377,86 +375,22 @@ class Learner:
         if self.rank != 0:
             return 0.0
         # wrapped in a list: the collector passes the reference on to the samplers without copying the arrays
-        return self._ask("publish", [ray.put(arrays)], version, self.algorithm.state())
+        return self.ask("publish", [ray.put(arrays)], version, self.algorithm.state())
 
     def _evaluates(self, version: int) -> bool:
         c = self.config
         return bool(c.eval_every) and (version % c.eval_every == 0 or self.last)
 
-    def _evaluate(self, version: int) -> None:
-        c = self.config
-        start = time.perf_counter()
-        row: dict[str, Any] = {"kind": "eval", "step": version, "version": version}
-        probed: dict[str, dict[str, list[float]]] = {}
-        plays = self.algorithm.plays
-        if not plays or (c.probe.thoughts and (version == 0 or self.last)):
-            for split in c.eval_splits:
-                figures, probed[split] = self._probe(split, version)
-                row.update({f"eval/{split}/{name}": value for name, value in figures.items()})
-        if self.rank != 0:
-            return
-        for split in c.eval_splits:
-            if not plays:
-                c.recorder.held_out(version, split, probed[split])
-                continue
-            self.status.stage(f"evaluating version {version} on {split}")
-            reply: EvalReply = self._ask("evaluate", split, c.eval_tasks, c.eval_samples, c.eval_temperature)
-            row.update({f"eval/{split}/{name}": value for name, value in reply.figures.items()})
-            c.recorder.traces(f"eval_{version:06d}_{split}", version, reply.groups[: c.trace_groups])
-            c.recorder.held_out(version, split, {**reply.each, **probed.get(split, {})})
-            row.update(self._eval_gap(reply.groups))
-        self._listen(row)
-        row["time/eval"] = time.perf_counter() - start
-        row["seconds"] = self._seconds()
-        c.recorder.metrics(row)
-
-    def _listen(self, row: dict[str, Any]) -> None:
-        """Let the monitor of a learned reward hear an evaluation; it may write "hacking/alarm" into the row, and end the run."""
-        monitor, first = self.config.monitor, f"eval/{self.config.eval_splits[0]}/" if self.config.eval_splits else ""
-        if monitor is None or f"{first}proxy" not in row:
-            return
-        figures = {key.removeprefix(first): value for key, value in row.items() if key.startswith(first)}
-        self.heard.append({"step": row["version"], **figures})
-        said, ends = monitor.verdict(self.heard)
-        if said:
-            row["hacking/alarm"] = 1.0
-            log.warning("step %d: %s%s", row["version"], said, "; the run ends" if ends else "")
-        self.ended = self.ended or ends
-
-    def _probe(self, split: str, version: int) -> tuple[dict[str, float], dict[str, list[float]]]:
-        """What thoughts are worth on held-out tasks, in all and by task: drawn by the samplers, read by every role that scores."""
-        c = self.config
-        self.status.stage(f"reading thoughts of version {version} on {split}")
-        groups = self._ask("probe", split, c.eval_tasks, c.probe) if self.rank == 0 else None
-        groups = self._broadcast(groups)
-        for role, spec in c.roles.items():
-            if spec.scores or spec.trainable:
-                self._score(role, spec, groups, version, charge=False)
-        if c.probe.anchored:
-            self.updater.read_entropy("policy", groups, version)
-        each = self.algorithm.by_task(groups)
-        return self.algorithm.diagnose(groups, each), each
-
-    def _eval_gap(self, groups: Sequence[Group]) -> dict[str, float]:
-        """Sampler against learner on a few held-out traces, which the current version sampled (with staleness no batch is)."""
-        if self.updater.sharded:
-            return {}  # a sharded model reads only when all ranks do
-        traces = [t for g in groups for t in g.live][:8]
-        distribution = Distribution(self.config.eval_temperature or 1.0)
-        scores = score_traces(self.updater.models["policy"], traces, distribution=distribution, device=self.device)
-        gaps = np.concatenate([np.abs(s - t.logprob)[t.sampled] for s, t in zip(scores, traces, strict=True)])
-        return {"gap/max": float(gaps.max()), "gap/mean": float(gaps.mean())}
-
     # ---- keeping ------------------------------------------------------------------------------------------------------------
 
     def _checkpoint(self, version: int) -> None:
         self.status.stage(f"saving the checkpoint of version {version}")
-        state = self._ask("state") if self.rank == 0 else {}
+        state = self.ask("state") if self.rank == 0 else {}
         state["learner"] = {
             "flops": (self.flops_learning, self.flops_scoring),
-            "seconds": self._seconds(),
+            "seconds": self.seconds(),
             "spent": (self.spent, self.trained),
-            "heard": (self.heard, self.ended),
+            "heard": (self.held_out.heard, self.held_out.ended),
         }
         checkpoint.save(
             self.config.checkpoints,
@@ -528,7 +462,7 @@ class Learner:
         )
         return model.to(self.device)
 
-    def _broadcast(self, value: Any) -> Any:
+    def broadcast(self, value: Any) -> Any:
         if self.world == 1:
             return value
         box = [value]
@@ -536,13 +470,13 @@ class Learner:
         return box[0]
 
     def _agree(self, flag: bool) -> bool:
-        return bool(self._broadcast(flag))
+        return bool(self.broadcast(flag))
 
     def _lengths(self, spec: RoleSpec, traces: Sequence[Trace]) -> list[int]:
         """Positions that a role reads of each trace."""
         return [len(trace if spec.template is None else make_view(trace, spec.template)) for trace in traces]
 
-    def _seconds(self) -> float:
+    def seconds(self) -> float:
         return self.earlier_seconds + time.perf_counter() - self.started
 
 

@@ -345,7 +345,7 @@ def test_training_ends_with_the_first_bound_that_is_spent(
     """4 FLOPs and half a second a step. A learner that starts at the last version's checkpoint knows that it is over."""
     steps, flops, seconds = bounds
     learner: Any = object.__new__(Learner)
-    learner.config = SimpleNamespace(steps=steps, flops=flops, seconds=seconds, eval_every=0)
+    learner.config = SimpleNamespace(steps=steps, flops=flops, seconds=seconds, eval_every=0, monitor=None)
     learner.rank, learner.world, learner.spent, learner.trained, learner.found = 0, 1, 0.0, 0.0, None
     began, made, done = 0, [], []
 
@@ -356,7 +356,7 @@ def test_training_ends_with_the_first_bound_that_is_spent(
 
     learner._one_step = one_step
     learner._begin = lambda: began
-    learner._ask = lambda method: False
+    learner.ask = lambda method: False
     learner._checkpoint = lambda version: done.append(version)
     learner._finish = lambda status, version: done.append((status, version))
     learner.run()

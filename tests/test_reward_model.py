@@ -17,7 +17,7 @@ from actors.reward import NOTES, PROXY, SPREAD, LearnedReward, RewardScorer, wit
 from actors.types import Group, SamplingParams
 from actors.update import OptimiserConfig, Updater
 from algorithms.base import Context
-from algorithms.reward_model import RewardModel, regression_figures
+from algorithms.reward_model import RewardModel, RewardModelConfig, regression_figures
 from envs.base import Task
 from envs.noisy_raters import MIDDLE, NoisyRaters
 from envs.noisy_raters import SPREAD as SCALE_SPREAD
@@ -84,7 +84,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def build(folder: str, tasks: list[Task], **options: Any) -> RewardModel:
     settled = RewardModel.settle({"name": "reward_model", **options}, tasks)
-    return RewardModel(RewardModel.Config(**settled), Context(folder, SamplingParams(), 0))
+    return RewardModel(RewardModelConfig(**settled), Context(folder, SamplingParams(), 0))
 
 
 def test_the_scale_comes_from_the_data() -> None:
@@ -242,7 +242,8 @@ def test_false_alarms_are_rare_where_nothing_falls() -> None:
     """A rising and then level mean, 30 evaluations, 400 runs: fewer than one run in twenty."""
     level = np.minimum(np.arange(30) / 10, 1.5)
     alarms = [
-        alarm_step(rows((level + RNG.normal(0, 0.06, 30)).tolist(), np.arange(30).tolist(), 0.06), 3.5) is not None
+        alarm_step(rows((level + RNG.normal(0, 0.06, 30)).tolist(), [float(i) for i in range(30)], 0.06), 3.5)
+        is not None
         for _ in range(400)
     ]
     assert np.mean(alarms) < 0.05
