@@ -13,6 +13,7 @@ import numpy as np
 from actors.clients import EnvClient
 from actors.env_worker import EnvWorker
 from actors.learner import resolve_roles
+from actors.reward import RewardScorer
 from actors.rollout import Roller
 from actors.scorer import write_scores
 from actors.types import Group, Prefix, Sample, SamplingParams
@@ -108,7 +109,8 @@ class LocalActors:
 class LocalRun:
     """A method's loop in this process: collect, score, credit, update, as the learner does it. For online methods.
 
-    env: what grades single answers, or a worker that plays whole episodes. passes: (epochs, mini-batches) over a batch.
+    env: what grades single answers, or a worker that plays whole episodes. passes: (epochs, mini-batches) over a batch. reward: a reward
+    model, whose word is then the whole reward of an episode.
     """
 
     def __init__(
@@ -119,8 +121,9 @@ class LocalRun:
         ends: Sequence[int],
         dtype: str = "float32",
         passes: tuple[int, int] = (1, 1),
+        reward: RewardScorer | None = None,
     ) -> None:
-        self.algorithm, self.env, self.passes = algorithm, env, passes
+        self.algorithm, self.env, self.passes, self.reward = algorithm, env, passes, reward
         self.specs = resolve_roles(algorithm.roles)
         self.models = {
             role: load_role(spec.weights, dtype=dtype, head=spec.head, outputs=spec.outputs)
@@ -144,7 +147,7 @@ class LocalRun:
             if isinstance(self.env, EnvWorker):
                 client = EnvClient([Local(self.env)])
                 info, chat = await client.info(), ChatFormat(context.tokenizer)
-                roller = Roller(self.engine, client, info, chat, 1 << 20)  # type: ignore[arg-type]  # it samples alike
+                roller = Roller(self.engine, client, info, chat, 1 << 20, float(self.reward is None))  # type: ignore[arg-type]  # it samples alike
             else:
                 grader = self.env
             own = [
@@ -156,6 +159,9 @@ class LocalRun:
         groups = asyncio.run(all_of_them())
         for i, group in enumerate(groups, first):
             group.index, group.admitted = i, self.version
+        if self.reward is not None:
+            traces = [trace for group in groups for trace in group.live]
+            self.reward.reward.give(traces, self.reward.score(traces))
         return groups
 
     def score(self, groups: Sequence[Group]) -> None:
