@@ -122,7 +122,7 @@ class PPO(Algorithm):
 
     def credit(self, groups: Sequence[Group]) -> dict[str, float]:
         """Writes on every live trace, float32[T] each: "advantage" and "policy" (a mask) at sampled decisions; one position earlier, where
-        the state before them was read, "return" and "old_value" (both as the critic sees them) and "value" (a mask)."""
+        the state before them was read, "return" (in the critic's unit), "old_value" (its output) and "value" (a mask)."""
         c = self.config
         episodes = [episode for place, group in enumerate(groups) for episode in live_episodes(group, place)]
         metrics = reward_metrics(groups, episodes)
@@ -160,13 +160,12 @@ class PPO(Algorithm):
             "return/mean": float(returns.mean()),
             "advantage/abs": float(np.abs(advantages).mean()),
         }
-        old_scale = RunningScale(**vars(self.scale))
         if c.normalise_values:
             self.scale.update(returns)
         if c.whiten_advantages:
             advantages = whitened(advantages)
-        # what the critic said, in the unit that it learns now
-        old = self.scale.normalise(old_scale.restore(np.concatenate(raw)))
+        # what the critic put out: the clip bounds how far its output moves, whatever unit it is read in
+        old = np.concatenate(raw)
         at = 0
         for trace in (trace for episode in episodes for trace in episode.traces):
             n = int(trace.sampled.sum())
