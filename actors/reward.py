@@ -16,18 +16,17 @@ import numpy as np
 
 from models.forward import score_traces
 from models.loading import ModelError, load_role
+from models.roles import REWARD_NOTES
 from models.trace import Kind, Trace
 
-NOTES = "reward.json"
-"""Beside a reward model's weights: {"mean", "std", "outputs", "members"} (see `algorithms.reward_model`)."""
 PROXY, SPREAD = "proxy", "proxy_spread"
 """`Trace.components`: mean and standard deviation of the members' scores."""
 
 
 @dataclass(frozen=True)
 class LearnedReward:
-    """folders: of the trunks, the first one holds `NOTES`. weight: of the score in the reward. bound: standard deviations of the ensemble
-    that are taken off its mean. sees: "answer" hides thoughts, "trace" shows them."""
+    """folders: of the trunks, the first one holds `REWARD_NOTES`. weight: of the score in the reward. bound: standard deviations of the
+    ensemble that are taken off its mean. sees: "answer" hides thoughts, "trace" shows them."""
 
     folders: tuple[str, ...]
     outputs: int
@@ -40,7 +39,7 @@ class LearnedReward:
     @classmethod
     def read(cls, folder: str, weight: float, bound: float, sees: Literal["answer", "trace"]) -> LearnedReward:
         """Of a reward model's folder. Raises ModelError if it is none."""
-        file = Path(folder) / NOTES
+        file = Path(folder) / REWARD_NOTES
         try:
             notes = json.loads(file.read_text())
             others = tuple(str(Path(folder) / name) for name in notes["members"])

@@ -11,7 +11,7 @@ no memory, so what `collect` needs to know of `credit`'s state must travel in `s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -75,8 +75,9 @@ class Algorithm:
         self.context = context
 
     @classmethod
-    def settle(cls, options: Mapping[str, Any], tasks: Iterable[Task]) -> dict[str, Any]:
-        """The method's options with those filled in that the training tasks decide; asked once, before anything starts."""
+    def settle(cls, options: Mapping[str, Any], tasks: Callable[[], Iterable[Task]]) -> dict[str, Any]:
+        """The method's options with those filled in that the training tasks decide; asked once, before anything starts. tasks: gives
+        them, for methods that look."""
         return dict(options)
 
     @property

@@ -10,19 +10,18 @@ see their own bootstrap samples of the items, so that they disagree where data a
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import ConfigDict, NonNegativeFloat, PositiveFloat, PositiveInt
 
-from actors.reward import NOTES
 from actors.types import Actors, Group, ProbePlan
 from algorithms.base import Algorithm, AlgorithmConfig, Context
 from envs.base import Task
 from models.chat import ChatFormat
-from models.roles import RoleSpec
+from models.roles import REWARD_NOTES, RoleSpec
 from models.terms import Batch, Forward, Term
 from models.trace import Trace
 
@@ -72,10 +71,10 @@ class RewardModel(Algorithm):
         self._chat: ChatFormat | None = None
 
     @classmethod
-    def settle(cls, options: Mapping[str, Any], tasks: Iterable[Task]) -> dict[str, Any]:
+    def settle(cls, options: Mapping[str, Any], tasks: Callable[[], Iterable[Task]]) -> dict[str, Any]:
         """Mean and spread of the scores, what written answers are worth, and how far raters disagree."""
         given = RewardModelConfig(**options)
-        rows = [np.array(t.meta["scores"], float) for t in islice(tasks, MOST) if len(t.meta.get("scores", ()))]
+        rows = [np.array(t.meta["scores"], float) for t in islice(tasks(), MOST) if len(t.meta.get("scores", ()))]
         if not rows:
             raise ValueError(
                 "not one training task carries scores (Task.meta['scores']): a reward model needs graded answers"
@@ -149,7 +148,7 @@ class RewardModel(Algorithm):
         shared = c.trunk == "shared"
         others = [] if shared else [f"member{e}" for e in range(1, c.members)]
         found = {"mean": c.mean, "std": c.std, "outputs": c.members if shared else 1, "members": others}
-        return {NOTES: found}
+        return {REWARD_NOTES: found}
 
     # ---- held-out items
 

@@ -27,7 +27,7 @@ import torch
 from actors.env_worker import EnvWorker
 from actors.local import LocalRun
 from actors.monitor import HackingMonitor, alarm_step
-from actors.reward import NOTES, LearnedReward, RewardScorer
+from actors.reward import LearnedReward, RewardScorer
 from actors.types import Group, SamplingParams
 from actors.update import OptimiserConfig, Updater
 from algorithms.base import Algorithm, Context
@@ -39,9 +39,12 @@ from envs.base import Task
 from envs.noisy_raters import MIDDLE, SPREAD, NoisyRaters
 from models.forward import Distribution
 from models.loading import RoleModel, load_role, load_tokenizer, save_role
+from models.roles import REWARD_NOTES
 from models.scratch import write_model
 
 LABELS: dict[str, dict[str, Any]] = {"few": {"labels": 100, "hidden": True}, "ample": {"labels": 20_000}}
+FIT = {"few": 60, "ample": 600}
+"""Steps of the reward model."""
 RATERS = 256
 FALL = 0.1
 """Standard deviations of gold below its peak that count as a fall."""
@@ -133,38 +136,20 @@ def base_model(env: NoisyRaters, folder: Path, seed: int, steps: int) -> str:
 
 
 def reward_model(
-    env: NoisyRaters, base: str, folder: Path, seed: int, quick: bool
+    env: NoisyRaters, base: str, folder: Path, seed: int, steps: int
 ) -> tuple[RewardScorer, dict[str, float]]:
-    """The best of several checkpoints by validation error; with its figures on other held-out items."""
+    """Trained for so many steps, and its figures on held-out items."""
     tasks = list(env.tasks("labels"))
-    options = RewardModel.settle({"name": "reward_model", "members": 4}, tasks)
+    options = RewardModel.settle({"name": "reward_model", "members": 4}, lambda: tasks)
     method = RewardModel(RewardModelConfig(**options), Context(base, SamplingParams(), seed))
-    spec = method.roles["policy"]
-    model = load_role(base, head="scalar", outputs=spec.outputs)
-    batch = min(256, len(tasks))
-    rounds, steps = (2, 2) if quick else (12, 5 if len(tasks) < 1000 else 50)
-    best: tuple[float, dict[str, float]] | None = None
-    updater: Updater | None = None
-    for turn in range(rounds):
-        if updater is None:
-            updater = fit(method, model, tasks, steps, batch, 1e-3, 0.1)
-        else:
-            for step in range(steps):
-                picked = [((turn * steps + step) * batch + i) % len(tasks) for i in range(batch)]
-                groups = [Group(tasks[i], [method.example(tasks[i], i, step)], i) for i in picked]
-                method.credit(groups)
-                updater.update(groups, step, measure_gap=False)
-        found = {}
-        for split in ("labels_valid", "labels_test"):
-            held = [Group(t, [method.example(t, i, 0)], i) for i, t in enumerate(islice(env.tasks(split), 1000))]
-            updater.score("policy", held, 0)
-            found[split] = method.diagnose(held, method.by_task(held))
-        if best is None or found["labels_valid"]["mse"] < best[0]:
-            best = (found["labels_valid"]["mse"], found["labels_test"])
-            save_role(model, folder, method.context.tokenizer)
-    assert best is not None
-    (folder / NOTES).write_text(json.dumps(method.notes("policy")[NOTES]))
-    return RewardScorer(LearnedReward.read(str(folder), 1.0, 0.0, "answer"), "float32", 1), best[1]
+    model = load_role(base, head="scalar", outputs=method.roles["policy"].outputs)
+    updater = fit(method, model, tasks, steps, min(256, len(tasks)), 1e-3, 0.1)
+    held = [Group(t, [method.example(t, i, 0)], i) for i, t in enumerate(islice(env.tasks("labels_test"), 1000))]
+    updater.score("policy", held, 0)
+    save_role(model, folder, method.context.tokenizer)
+    (folder / REWARD_NOTES).write_text(json.dumps(method.notes("policy")[REWARD_NOTES]))
+    scorer = RewardScorer(LearnedReward.read(str(folder), 1.0, 0.0, "answer"), "float32", 1)
+    return scorer, method.diagnose(held, method.by_task(held))
 
 
 def optimise(
@@ -281,7 +266,7 @@ def run(args: argparse.Namespace) -> list[Measure]:
             answers = Answers(NoisyRaters(landscape=seed), base)
             for setting in args.settings:
                 env = NoisyRaters(landscape=seed, **LABELS[setting])
-                reward, figures = reward_model(env, base, folder / setting, seed, args.quick)
+                reward, figures = reward_model(env, base, folder / setting, seed, 3 if args.quick else FIT[setting])
                 errors[setting].append(figures)
                 print(f"seed {seed}, {setting}: {figures}", file=sys.stderr, flush=True)
                 curve = optimise(env, base, reward, answers, seed, steps, 2 if args.quick else 5, args.kl)

@@ -11,6 +11,8 @@ import numpy as np
 from models.trace import Literal as Words
 from models.trace import Trace
 
+REWARD_NOTES = "reward.json"
+"""File beside a reward model's weights: {"mean", "std", "outputs", "members"}, see `algorithms.reward_model` and `actors.reward`."""
 Template = Callable[[Trace], Sequence[np.ndarray | Words]]
 """Builds the reading of a trace that a role sees: the parts handed to `Trace.view`."""
 

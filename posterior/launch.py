@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -23,6 +23,7 @@ from actors.scorer import Scorer
 from actors.types import SamplingParams
 from algorithms.base import Algorithm, Context
 from algorithms.registry import find as find_algorithm
+from envs.base import Task
 from models.feedback import has_thinker
 from models.forward import Distribution
 from models.loading import check_model_path, load_config, load_tokenizer, stop_ids
@@ -139,9 +140,12 @@ def settled(config: RunConfig, options: dict[str, Any]) -> dict[str, Any]:
     """The method's options, with those filled in that the training tasks decide."""
     from envs.registry import make
 
-    env = make(config.env.name, config.env.args)
+    def tasks() -> Iterable[Task]:
+        env = make(config.env.name, config.env.args)
+        return env.tasks(train_split(config, env.splits()))
+
     try:
-        return find_algorithm(str(options["name"])).settle(options, env.tasks(train_split(config, env.splits())))
+        return find_algorithm(str(options["name"])).settle(options, tasks)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 

@@ -13,7 +13,7 @@ import torch
 
 from actors.learner import resolve_roles
 from actors.monitor import START, HackingMonitor, alarm_step, hacking_figures
-from actors.reward import NOTES, PROXY, SPREAD, LearnedReward, RewardScorer, without_thought
+from actors.reward import PROXY, SPREAD, LearnedReward, RewardScorer, without_thought
 from actors.types import Group, SamplingParams
 from actors.update import OptimiserConfig, Updater
 from algorithms.base import Context
@@ -23,6 +23,7 @@ from envs.noisy_raters import MIDDLE, NoisyRaters
 from envs.noisy_raters import SPREAD as SCALE_SPREAD
 from models.forward import Distribution, score_traces
 from models.loading import ModelError, load_role, save_role
+from models.roles import REWARD_NOTES
 from models.scratch import write_model
 from models.trace import Kind, Score, Trace
 
@@ -83,19 +84,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def build(folder: str, tasks: list[Task], **options: Any) -> RewardModel:
-    settled = RewardModel.settle({"name": "reward_model", **options}, tasks)
+    settled = RewardModel.settle({"name": "reward_model", **options}, lambda: tasks)
     return RewardModel(RewardModelConfig(**settled), Context(folder, SamplingParams(), 0))
 
 
 def test_the_scale_comes_from_the_data() -> None:
     tasks = [Task(str(i), "x", "y", meta={"scores": s}) for i, s in enumerate([[1.0, 3.0], [0.0, 0.0], [4.0]])]
-    found = RewardModel.settle({"name": "reward_model"}, [*tasks, Task("w", "x", "y", meta={"written": True})])
+    found = RewardModel.settle({"name": "reward_model"}, lambda: [*tasks, Task("w", "x", "y", meta={"written": True})])
     means = np.array([2.0, 0.0, 4.0])
     assert (found["mean"], found["std"]) == (pytest.approx(means.mean()), pytest.approx(means.std()))
     assert (found["written_score"], found["within"]) == (4.0, pytest.approx(1.0))
-    assert RewardModel.settle({"name": "reward_model", "mean": 7.0}, tasks)["mean"] == 7.0
+    assert RewardModel.settle({"name": "reward_model", "mean": 7.0}, lambda: tasks)["mean"] == 7.0
     with pytest.raises(ValueError, match="needs graded answers"):
-        RewardModel.settle({"name": "reward_model"}, [Task("t", "x", "y")])
+        RewardModel.settle({"name": "reward_model"}, lambda: [Task("t", "x", "y")])
 
 
 @pytest.mark.parametrize("trunk", ["shared", "separate"])
@@ -195,7 +196,7 @@ def test_the_thought_is_hidden_and_the_lower_bound_is_the_reward(folder: str, tm
         assert model.head is not None
         model.head.weight.normal_(generator=torch.Generator().manual_seed(0))
     save_role(model, tmp_path, None)
-    (tmp_path / NOTES).write_text(json.dumps({"mean": 1.0, "std": 2.0, "outputs": 3, "members": []}))
+    (tmp_path / REWARD_NOTES).write_text(json.dumps({"mean": 1.0, "std": 2.0, "outputs": 3, "members": []}))
     bare, thinking = sampled([7, 8]), sampled([7, 8], thought=0)
     long = sampled([7, 8], thought=3)
     long.token[2:5] = 9, 9, 9
