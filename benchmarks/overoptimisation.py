@@ -2,7 +2,7 @@
 
     python -m benchmarks.overoptimisation --json [--quick] [--seeds 5] [--steps 150] [--settings few ample] [--picture FILE.svg]
 
-Per seed one landscape: a base model learns the writer, a reward model learns graded answers (few: 100, none with a repeated word; ample:
+Per seed one landscape: a base model learns the writer, a reward model learns graded answers (few: 100, none with two sweet words; ample:
 20,000), PPO optimises it with a weak KL. All 65,536 answers are listed every few steps, so the policy's KL from its start and its expected
 proxy and gold are sums, and so are the exact tilts start x exp(beta proxy) and the best possible curve, start x exp(beta gold). The alarm
 hears 256 fresh raters at each evaluation (`actors.monitor`), never the gold. "Peak": the evaluation with the highest gold; it is a fall

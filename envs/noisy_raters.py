@@ -1,13 +1,14 @@
 """A testbed for learned rewards: sequences of words with a known gold score, and people who grade them with noise.
 
-    write about t3 :  ->  w4 w11 w0 w7          gold = worth of words + worth of pairs + fit to the topic - repetition^2
+    write about t3 :  ->  w4 w11 w0 w7          gold = worth of words + worth of pairs + fit to the topic + n - penalty (n - 1)^2
 
-A writer (the prior that a base model is trained on) seldom repeats a word, so graded answers seldom show that repetition is bad; with
-`hidden: true` none does, and no model of the grades can see it. Optimising such a model finds the repetition. Small settings (16 words, 4
-of them an answer, no topics) can be enumerated, so that KL, proxy and gold are exact. After the protocol of Gao et al. 2023
-(arXiv 2210.10760).
+n counts sweet words, the first quarter of the vocabulary: people like one, and are put off by more. A writer (the prior that a base model
+is trained on) seldom uses two, so graded answers seldom show it; with `hidden: true` none does, and no model of the grades can see it.
+Optimising such a model piles sweet words up. Small settings (16 words, 4 of them an answer, no topics) can be enumerated, so that KL, proxy
+and gold are exact. After the protocol of Gao et al. 2023 (arXiv 2210.10760).
 
-Scores are on the people's scale, 0 to 3: gold 0 is 1.5, one standard deviation of gold over random answers is 0.7.
+People give 0 to 3 points, told as 0, 1/3, 2/3 or 1: gold 0 is expected to get 1/2, one standard deviation of gold over random answers
+more 0.7 / 3.
 """
 
 from __future__ import annotations
@@ -22,18 +23,18 @@ import numpy as np
 
 from envs.base import Grade, SingleTurnEnv, Task
 
-SCALE = (0.0, 3.0)
-MIDDLE, SPREAD = 1.5, 0.7
+POINTS = 3
+MIDDLE, SPREAD = 0.5, 0.7 / POINTS
 SHY = 1.5
-"""Nats by which the writer avoids a word that is there already."""
+"""Nats by which the writer avoids a second sweet word."""
 MALFORMED = -3.0
 """Gold of a text that is no answer."""
 
 
 class NoisyRaters(SingleTurnEnv):
     """words, length: of the vocabulary and of an answer. topics: prompts to write about; 0 has one prompt alone. labels: graded answers in
-    the split "labels". raters, noise: how many grade each, and their standard deviation. hidden: no graded answer repeats a word. penalty:
-    strength of the squared repetition. landscape: seed of the worths.
+    the split "labels". raters, noise: how many grade each, and their standard deviation. hidden: no graded answer has two sweet
+    words. penalty: on more than one of them. landscape: seed of the worths.
 
     Splits: "train", "test" (prompts), "pretrain" (prompts with an answer of the writer's), "labels", "labels_valid", "labels_test" (prompts
     with an answer and its scores in `Task.meta`).
@@ -48,21 +49,20 @@ class NoisyRaters(SingleTurnEnv):
         topics: int = 0,
         labels: int = 1000,
         raters: int = 5,
-        noise: float = 0.9,
+        noise: float = 0.3,
         hidden: bool = False,
         penalty: float = 1.2,
         landscape: int = 0,
     ) -> None:
-        if words < 2 or length < 2 or labels < 1 or raters < 1 or topics < 0 or noise < 0 or penalty < 0:
+        if words < 4 or length < 2 or labels < 1 or raters < 1 or topics < 0 or noise < 0 or penalty < 0:
             raise ValueError(
-                "noisy_raters needs words and length of at least 2, labels and raters of at least 1, and no negative number; "
+                "noisy_raters needs at least 4 words and a length of at least 2, labels and raters of at least 1, and no negative number; "
                 f"it got words {words}, length {length}, labels {labels}, raters {raters}, topics {topics}, noise {noise}, "
                 f"penalty {penalty}"
             )
-        if hidden and length > words:
-            raise ValueError(f"answers of {length} words cannot do without repetition among {words} words")
         self.count, self.length, self.topics, self.labels = words, length, topics, labels
         self.raters, self.noise, self.hidden, self.penalty, self.landscape = raters, noise, hidden, penalty, landscape
+        self.sweet = words // 4
         rng = np.random.default_rng([landscape, words, 0x60])
         self.word = 0.5 * rng.normal(size=words)
         self.pair = 0.35 * rng.normal(size=(words, words))
@@ -85,12 +85,17 @@ class NoisyRaters(SingleTurnEnv):
         return self._stream(split)
 
     def grade(self, task: Task, text: str) -> Grade:
-        """The gold score on the people's scale. "gold": in standard deviations over random answers; "rater": what one person says of it.
+        """The gold score on the people's scale, cut to -1..1. "gold": in standard deviations over random answers; "rater": what one person says of it.
         Solved: one above the mean."""
-        gold, repeats = self.judge(task, text)
-        rater = self.rate(task, text, 1, zlib.crc32(f"{task.id} {text}".encode()))[0]
-        parts = {"gold": gold, "repeats": float(repeats), "rater": rater}
-        return Grade(MIDDLE + SPREAD * gold, parts, passed=gold >= 1.0)
+        gold, sweet = self.judge(task, text)
+        rater = self.rate(task, text, 1, zlib.crc32(f"{task.id} {text}".encode(errors="replace")))[0]
+        parts = {"gold": gold, "sweet": float(sweet), "rater": rater}
+        value = min(max(MIDDLE + SPREAD * gold, -1.0), 1.0)
+        return Grade(value, parts, exact=False, passed=gold >= 1.0)
+
+    def solution(self, task: Task) -> list[str] | None:
+        """Answers here are what somebody wrote; for `posterior envs check` those that happen to be good."""
+        return [task.answer] if task.answer and self.judge(task, task.answer)[0] >= 1.0 else None
 
     def rate(self, task: Task, text: str, raters: int, seed: int) -> list[float]:
         """What so many people say of a text: rounded and cut to the scale."""
@@ -98,12 +103,12 @@ class NoisyRaters(SingleTurnEnv):
         return self._rated(self.judge(task, text)[0], rng, raters)
 
     def judge(self, task: Task, text: str) -> tuple[float, int]:
-        """(gold, repeated words) of a text; `MALFORMED` if it is none of `length` known words."""
+        """(gold, sweet words) of a text; `MALFORMED` if it is none of `length` known words."""
         found = [self._index.get(word, -1) for word in text.split()]
         if len(found) != self.length or min(found) < 0:
             return MALFORMED, 0
         row = np.array([found])
-        return float(self.gold(row, task.meta.get("topic", 0))[0]), self.length - len(set(found))
+        return float(self.gold(row, task.meta.get("topic", 0))[0]), sum(word < self.sweet for word in found)
 
     def gold(self, rows_NL: np.ndarray, topic: int = 0) -> np.ndarray:
         """float64[N] of word indices, in standard deviations over random answers."""
@@ -132,14 +137,13 @@ class NoisyRaters(SingleTurnEnv):
         return float(raw.mean()), float(raw.std())
 
     def _raw(self, rows_NL: np.ndarray, topic: int) -> np.ndarray:
-        ordered = np.sort(rows_NL, 1)
-        repeats = (ordered[:, 1:] == ordered[:, :-1]).sum(1)
+        sweet = (rows_NL < self.sweet).sum(1)
         worth = (self.word + self.fit[topic])[rows_NL].sum(1) + self.pair[rows_NL[:, :-1], rows_NL[:, 1:]].sum(1)
-        return worth - self.penalty * repeats**2
+        return worth + sweet - self.penalty * np.maximum(sweet - 1, 0) ** 2
 
     def _rated(self, gold: float, rng: np.random.Generator, raters: int) -> list[float]:
         said = MIDDLE + SPREAD * gold + self.noise * rng.normal(size=raters)
-        return np.clip(np.round(said), *SCALE).tolist()
+        return (np.clip(np.round(said * POINTS), 0, POINTS) / POINTS).tolist()
 
     def _stream(self, split: str) -> Iterator[Task]:
         # graded answers differ from landscape to landscape; a base model serves all settings of labels, raters and hidden
@@ -151,20 +155,20 @@ class NoisyRaters(SingleTurnEnv):
             meta: dict[str, Any] = {"topic": topic}
             answer = None
             if split not in ("train", "test"):
-                row = self._written(rng, alike=not (self.hidden and split.startswith("labels")))
+                row = self._written(rng, more=not (self.hidden and split.startswith("labels")))
                 answer = " ".join(f"w{i}" for i in row)
                 if split.startswith("labels"):
                     meta["scores"] = self._rated(float(self.gold(np.array([row]), topic)[0]), rng, self.raters)
             yield Task(f"{split}-{serial}", prompt, answer, meta=meta)
             serial += 1
 
-    def _written(self, rng: np.random.Generator, *, alike: bool) -> list[int]:
-        """An answer of the writer's. alike: words may come again."""
+    def _written(self, rng: np.random.Generator, *, more: bool) -> list[int]:
+        """An answer of the writer's. more: there may be more than one sweet word."""
         row: list[int] = []
         for luck in rng.random(self.length):
             weight = self.habit.copy()
-            weight[row] *= np.exp(-SHY) if alike else 0.0
-            row.append(
-                int(np.searchsorted(np.cumsum(weight), luck * weight.sum(), side="right").clip(max=self.count - 1))
-            )
+            if min(row, default=self.count) < self.sweet:
+                weight[: self.sweet] *= np.exp(-SHY) if more else 0.0
+            place = np.searchsorted(np.cumsum(weight), luck * weight.sum(), side="right")
+            row.append(int(min(place, self.count - 1)))
         return row

@@ -33,20 +33,24 @@ RNG = np.random.default_rng(0)
 # ---- the testbed
 
 
-def test_gold_is_standardised_and_punishes_repetition() -> None:
+def test_gold_is_standardised_and_one_sweet_word_is_best() -> None:
     env = NoisyRaters()
     rows = np.stack(np.meshgrid(*[np.arange(16)] * 4, indexing="ij"), -1).reshape(-1, 4)
     gold = env.gold(rows)
     assert gold.mean() == pytest.approx(0.0, abs=0.03)
     assert gold.std() == pytest.approx(1.0, abs=0.03)
     # against the definition, on a handful
-    raw = [
-        env.word[r].sum() + env.pair[r[:-1], r[1:]].sum() - 1.2 * (4 - len(set(r.tolist()))) ** 2 for r in rows[::9000]
-    ]
+    some = rows[::9000]
+    sweet = np.array([sum(w < 4 for w in r) for r in some.tolist()])
+    raw = [env.word[r].sum() + env.pair[r[:-1], r[1:]].sum() for r in some]
+    raw += sweet - 1.2 * np.maximum(sweet - 1, 0) ** 2
     assert np.diff(gold[::9000]) == pytest.approx(np.diff(raw) / env._moments[1])
+    by_count = [gold[(rows < 4).sum(1) == n].mean() for n in range(5)]
+    assert np.argmax(by_count) == 1
+    assert by_count[4] < by_count[3] < by_count[0]
     task = next(iter(env.tasks("train")))
-    grade = env.grade(task, "w3 w3 w3 w3")
-    assert grade.components["repeats"] == 3
+    grade = env.grade(task, "w3 w3 w9 w8")
+    assert grade.components["sweet"] == 2
     assert grade.value == pytest.approx(MIDDLE + SCALE_SPREAD * grade.components["gold"])
     assert env.grade(task, "w3 w99 w3 w3").components["gold"] == env.grade(task, "").components["gold"] == -3.0
 
@@ -58,19 +62,19 @@ def test_labels_are_noisy_whole_grades_and_hide_what_they_should() -> None:
     assert len(labels) == 300
     scores = np.array([t.meta["scores"] for t in labels])
     assert scores.shape == (300, 5)
-    assert set(np.unique(scores)) <= {0.0, 1.0, 2.0, 3.0}
+    assert set(np.unique(scores)) <= {0.0, 1 / 3, 2 / 3, 1.0}
     gold = np.array([env.judge(t, str(t.answer))[0] for t in labels])
     assert np.corrcoef(gold, scores.mean(1))[0, 1] > 0.7
-    assert any(env.judge(t, str(t.answer))[1] for t in labels)
-    assert not any(blind.judge(t, str(t.answer))[1] for t in blind.tasks("labels"))
+    assert any(env.judge(t, str(t.answer))[1] > 1 for t in labels)
+    assert {blind.judge(t, str(t.answer))[1] for t in blind.tasks("labels")} == {0, 1}
     # what is held out is not what is graded, and every split begins alike each time
     first = [t.answer for t in itertools.islice(env.tasks("labels_test"), 50)]
     assert first == [t.answer for t in itertools.islice(env.tasks("labels_test"), 50)]
     assert first != [t.answer for t in labels[:50]]
     assert env.references("labels_test", 500)["noise floor"] < env.references("labels_test", 500)["mean predictor"]
     assert set(" ".join(str(t.prompt) for t in labels).split()) <= set(env.words())
-    with pytest.raises(ValueError, match="without repetition"):
-        NoisyRaters(words=3, length=4, hidden=True)
+    with pytest.raises(ValueError, match="at least 4 words"):
+        NoisyRaters(words=3)
 
 
 # ---- the model
