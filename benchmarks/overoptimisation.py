@@ -312,7 +312,7 @@ def _summary(setting: str, found: Sequence[Curve], errors: Sequence[dict[str, fl
 OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("--seeds", {"type": int, "default": 5}),
     ("--steps", {"type": int, "default": 150}),
-    ("--kl", {"type": float, "default": 0.01}),
+    ("--kl", {"type": float, "default": 0.002}),
     ("--settings", {"nargs": "+", "default": ["few", "ample"], "choices": sorted(LABELS)}),
     ("--threads", {"type": int, "default": 1}),
     ("--picture", {"default": None}),

@@ -1,6 +1,6 @@
 """A testbed for learned rewards: sequences of words with a known gold score, and people who grade them with noise.
 
-    write about t3 :  ->  w4 w11 w0 w7          gold = worth of words + worth of pairs + fit to the topic + n - penalty (n - 1)^2
+    write about t3 :  ->  w4 w11 w0 w7          gold = worth of words + worth of pairs + fit to the topic + 2 n - penalty (n - 1)^2
 
 n counts sweet words, the first quarter of the vocabulary: people like one, and are put off by more. A writer (the prior that a base model
 is trained on) seldom uses two, so graded answers seldom show it; with `hidden: true` none does, and no model of the grades can see it.
@@ -51,7 +51,7 @@ class NoisyRaters(SingleTurnEnv):
         raters: int = 5,
         noise: float = 0.3,
         hidden: bool = False,
-        penalty: float = 1.2,
+        penalty: float = 2.5,
         landscape: int = 0,
     ) -> None:
         if words < 4 or length < 2 or labels < 1 or raters < 1 or topics < 0 or noise < 0 or penalty < 0:
@@ -85,8 +85,8 @@ class NoisyRaters(SingleTurnEnv):
         return self._stream(split)
 
     def grade(self, task: Task, text: str) -> Grade:
-        """The gold score on the people's scale, cut to -1..1. "gold": in standard deviations over random answers; "rater": what one person says of it.
-        Solved: one above the mean."""
+        """The gold score on the people's scale, cut to -1..1; solved: one standard deviation above the mean of random answers. "gold": in those
+        deviations; "rater": one person's word."""
         gold, sweet = self.judge(task, text)
         rater = self.rate(task, text, 1, zlib.crc32(f"{task.id} {text}".encode(errors="replace")))[0]
         parts = {"gold": gold, "sweet": float(sweet), "rater": rater}
@@ -139,7 +139,7 @@ class NoisyRaters(SingleTurnEnv):
     def _raw(self, rows_NL: np.ndarray, topic: int) -> np.ndarray:
         sweet = (rows_NL < self.sweet).sum(1)
         worth = (self.word + self.fit[topic])[rows_NL].sum(1) + self.pair[rows_NL[:, :-1], rows_NL[:, 1:]].sum(1)
-        return worth + sweet - self.penalty * np.maximum(sweet - 1, 0) ** 2
+        return worth + 2.0 * sweet - self.penalty * np.maximum(sweet - 1, 0) ** 2
 
     def _rated(self, gold: float, rng: np.random.Generator, raters: int) -> list[float]:
         said = MIDDLE + SPREAD * gold + self.noise * rng.normal(size=raters)
