@@ -85,8 +85,10 @@ class NoisyRaters(SingleTurnEnv):
         return self._stream(split)
 
     def grade(self, task: Task, text: str) -> Grade:
-        """The gold score on the people's scale, cut to -1..1; solved: one standard deviation above the mean of random answers. "gold": in those
-        deviations; "rater": one person's word."""
+        """The gold score on the people's scale, cut to -1..1; solved: one standard deviation above the mean of random answers.
+
+        "gold": in those deviations; "rater": one person's word.
+        """
         gold, sweet = self.judge(task, text)
         rater = self.rate(task, text, 1, zlib.crc32(f"{task.id} {text}".encode(errors="replace")))[0]
         parts = {"gold": gold, "sweet": float(sweet), "rater": rater}
