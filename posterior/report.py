@@ -1,6 +1,6 @@
 """`posterior report`: one HTML file of one or several runs that works offline, with nothing to fetch.
 
-`report_data` reads the run directories; this file, its sections (`report_latents`, `report_thoughts`, `report_hacking`) and
+`report_data` reads the run directories; this file, its sections (`report_latents`, `report_thoughts` and others) and
 `report_figures` write the words and figures that need no script; `report_charts.js`, `report_traces.js` and `report.js`
 draw the rest from a JSON block.
 Everything a model or a config wrote is escaped, and the page's content policy allows only its own script (by hash)
@@ -23,6 +23,7 @@ from typing import Any
 from posterior.report_data import collect, number
 from posterior.report_hacking import hacking
 from posterior.report_latents import thinking
+from posterior.report_regression import regression
 from posterior.report_thoughts import thoughts
 from posterior.rundir import RunDir, write_atomic
 
@@ -73,6 +74,7 @@ def render(data: Mapping[str, Any], title: str = "", lead: str = "") -> str:
         "thinking": thinking(runs, groups),
         "thoughts": thoughts(runs),
         "hacking": hacking(runs),
+        "regression": regression(runs),
         "configs": _configs(runs),
         "footer": f"Written by Posterior on {time.strftime('%d %B %Y, %H:%M')}.",
         "data": _embed(shown),
@@ -261,7 +263,12 @@ def _facts(run: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _single(run: Mapping[str, Any]) -> str:
     cards = "".join(_card(entry, run["status"]) for entry in run["headline"])
-    cards = cards or '<div class="card"><h2>Held-out pass@1</h2><p class="number none">not evaluated yet</p></div>'
+    judged = any("mse" in figures for figures in (run["result"].get("final") or {}).values())  # it answers nothing
+    cards = (
+        cards
+        or judged * " "
+        or '<div class="card"><h2>Held-out pass@1</h2><p class="number none">not evaluated yet</p></div>'
+    )
     facts = "".join(f"<div><dt>{name}</dt><dd>{html.escape(value)}</dd></div>" for name, value in _facts(run))
     error = run["result"].get("error")
     failure = f'<p class="failure">{html.escape(_words(error))}</p>' if error else ""

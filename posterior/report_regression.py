@@ -1,0 +1,79 @@
+"""The report's section "How well does it know the scores?": a reward model's error beside what is possible, and its calibration."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from posterior.evidence import Share
+from posterior.report_data import number
+from posterior.report_figures import line_chart
+from posterior.rundir import RunDir
+
+ROWS = {
+    "mse": "squared error",
+    "mse_mean_predictor": "of the constant mean",
+    "noise_floor": "of a perfect judge: the raters' own noise",
+    "correlation": "correlation with the mean score",
+    "calibration_slope": "calibration: slope (1 is calibrated)",
+    "calibration_offset": "calibration: offset",
+    "ensemble_spread": "spread of the members",
+    "spread_tells_error": "correlation of spread and error",
+    "items": "held-out items",
+}
+BINS = 8
+
+
+def regression(runs: Sequence[Mapping[str, Any]]) -> str:
+    """The section; "" if no run trained a reward model."""
+    parts = []
+    for run in runs:
+        final = run["result"].get("final") or {}
+        splits = [split for split, figures in final.items() if isinstance(figures, Mapping) and "mse" in figures]
+        if not splits:
+            continue
+        if len(runs) > 1:
+            seed = "" if run["seed"] is None else f", seed {run['seed']}"
+            parts.append(f"<h3>{html.escape(run['name'] + seed)}</h3>")
+        parts.append(_table(final, splits))
+        pictures = [_calibration(Path(run["path"]), split) for split in splits]
+        parts.append(f'<div class="charts wide">{"".join(pictures)}</div>')
+    if not parts:
+        return ""
+    body = f'<h2 id="regression-title">How well does it know the scores?</h2>{"".join(parts)}'
+    return f'<section id="regression" aria-labelledby="regression-title">{body}</section>'
+
+
+def _table(final: Mapping[str, Any], splits: Sequence[str]) -> str:
+    head = "".join(f'<th scope="col">{html.escape(split)}</th>' for split in splits)
+    body = ""
+    for key, told in ROWS.items():
+        values = [number(final[split].get(key)) for split in splits]
+        if any(value is not None for value in values):
+            cells = "".join(f"<td>{'–' if v is None else format(v, '.3g').replace('-', '−')}</td>" for v in values)
+            body += f'<tr><th scope="row">{html.escape(told)}</th>{cells}</tr>'
+    table = f'<table class="runs"><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table>'
+    return f'<div class="scroll">{table}</div>'
+
+
+def _calibration(path: Path, split: str) -> str:
+    """Mean score of items by what was predicted, equally many in each bin, beside the prediction itself."""
+    kept = RunDir.open(path).read_held_out(split)
+    if not kept:
+        return ""
+    newest = kept[max(kept)]
+    known = [(p, s) for p, s in zip(newest["predicted"], newest["score"], strict=True) if number(s) is not None]
+    bins = [part for part in np.array_split(np.array(sorted(known)).reshape(-1, 2), BINS) if len(part)]
+    names = [f"{part[:, 0].mean():.2f}" for part in bins]
+    said = [Share(float(part[:, 0].mean())) for part in bins]
+    true = []
+    for part in bins:
+        error = 1.96 * part[:, 1].std(ddof=1) / len(part) ** 0.5 if len(part) > 1 else 0.0
+        mean = float(part[:, 1].mean())
+        true.append(Share(mean, mean - error, mean + error))
+    series = [("people", "var(--c0)", true), ("predicted", "var(--c1)", said)]
+    return line_chart(f"Calibration, {split}", "mean score by prediction; whiskers: 95 %", names, series)
