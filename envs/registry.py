@@ -20,6 +20,7 @@ GROUP = "posterior.envs"
 BUILTIN: dict[str, str] = {
     "answers": "envs.answers:Answers",
     "coding": "envs.coding.env:CodingEnv",
+    "graded": "envs.graded:Graded",
     "graph_reach": "envs.graph_reach:GraphReach",
     "noisy_raters": "envs.noisy_raters:NoisyRaters",
     "key_door": "envs.key_door:KeyDoor",

@@ -1,0 +1,183 @@
+"""Answers that people graded, from files: what reward models learn from, and prompts for the policies that they reward.
+
+Rows of a .json list, a .jsonl or a .csv file, or of all .jsonl files in a folder (RUN/labels, where `posterior label` keeps
+grades). Rows of one prompt and answer are one item, their scores its raters. A row may hold several scores: a list, or a
+column each.
+
+    {"prompt": "...", "answer": "...", "score": 4}            score: score
+    {"prompt": "...", "answer": "...", "scores": {"fun": 2}}  score: scores.fun
+    prompt,answer,ann,bob                                     score: [ann, bob]
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import zlib
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+from envs.base import Grade, SingleTurnEnv, Task
+
+SPLITS = ("train", "valid", "test")
+
+
+class Graded(SingleTurnEnv):
+    """file: or folder. prompt, answer, score: names of columns, dotted into nested ones; several prompt columns are joined by line breaks,
+    several score columns are raters. written: a file of answers that somebody wrote and nobody graded, with the same prompt and answer
+    columns; all of them are trained on. valid, test: shares of the prompts that are held out, drawn by a hash of the prompt.
+
+    Splits: "train", "valid", "test". No prompt of one is in another.
+    """
+
+    description: ClassVar[str] = "answers with scores from people (.json, .jsonl, .csv, or RUN/labels)"
+
+    def __init__(
+        self,
+        file: str,
+        prompt: str | Sequence[str] = "prompt",
+        answer: str = "answer",
+        score: str | Sequence[str] = "score",
+        written: str | None = None,
+        valid: float = 0.15,
+        test: float = 0.15,
+    ) -> None:
+        if min(valid, test) < 0 or valid + test >= 1:
+            raise ValueError(
+                f"graded: valid and test are shares that leave something to train on, not {valid} and {test}"
+            )
+        prompts = (prompt,) if isinstance(prompt, str) else tuple(prompt)
+        scores = (score,) if isinstance(score, str) else tuple(score)
+        self.items = _items(file, prompts, answer, scores)
+        extra = _items(written, prompts, answer, ()) if written else ()
+        self._splits: dict[str, list[Task]] = {split: [] for split in SPLITS}
+        for task in self.items:
+            place = (zlib.crc32(str(task.prompt).encode()) % 10_000) / 10_000
+            split = "test" if place < test else "valid" if place < test + valid else "train"
+            self._splits[split].append(task)
+        self._splits["train"] += extra
+        self._known = {(str(t.prompt), t.answer): t for t in self.items}
+        given = [s for t in self.items for s in t.meta["scores"]]
+        self.scale = (min(given), max(given))
+
+    def splits(self) -> Sequence[str]:
+        return SPLITS
+
+    def tasks(self, split: str) -> Sequence[Task]:
+        if split not in SPLITS:
+            raise ValueError(f"graded has no split {split!r}; there are: {', '.join(SPLITS)}")
+        if not self._splits[split]:
+            raise ValueError(f"graded: the split {split} has no items; give more items, or another share")
+        return self._splits[split]
+
+    def words(self) -> Sequence[str]:
+        """Every word of every item: punctuation is part of its word."""
+        texts = (text for tasks in self._splits.values() for t in tasks for text in (str(t.prompt), t.answer or ""))
+        return sorted({word for text in texts for word in text.split()})
+
+    def grade(self, task: Task, text: str) -> Grade:
+        """The mean score of an answer that people graded, 0 to 1 over the scores given; of any other 0, for nobody knows."""
+        known = self._known.get((str(task.prompt), text.strip()))
+        if known is None:
+            return Grade(0.0, exact=False, note="nobody graded this answer")
+        low, high = self.scale
+        mean = sum(known.meta["scores"]) / len(known.meta["scores"])
+        value = (mean - low) / (high - low) if high > low else 0.0
+        return Grade(value, exact=False, note=f"{len(known.meta['scores'])} grades")
+
+    def solution(self, task: Task) -> None:
+        """Answers here are what somebody said, good or not."""
+        return
+
+
+@lru_cache(maxsize=8)
+def _items(file: str, prompts: tuple[str, ...], answer: str, scores: tuple[str, ...]) -> tuple[Task, ...]:
+    """One task for each prompt and answer; without score columns written ones. Raises ValueError naming file and row."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for place, row in _rows(Path(file).expanduser()):
+        if not isinstance(row, dict):
+            raise ValueError(f"{place}: expected columns with names, got {row!r:.60}")
+        prompt = "\n".join(_text(_value(row, name, place), name, place) for name in prompts)
+        key = prompt, _text(_value(row, answer, place), answer, place).strip()
+        own = found.setdefault(key, [])
+        for name in scores:
+            own += _numbers(_value(row, name, place), name, place)
+    if not found:
+        raise ValueError(f"graded: {file} holds no rows")
+    return tuple(
+        Task(
+            id=f"{zlib.crc32(f'{prompt}|{text}'.encode()):08x}-{i}",
+            prompt=prompt,
+            answer=text,
+            meta={"scores": own} if scores else {"written": True, "scores": []},
+        )
+        for i, ((prompt, text), own) in enumerate(found.items())
+        if own or not scores
+    )
+
+
+def _rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """(place, row)"""
+    if path.is_dir():
+        files = sorted(path.glob("*.jsonl"))
+        if not files:
+            raise ValueError(f"graded: the folder {path} holds no .jsonl files")
+        for file in files:
+            yield from _rows(file)
+        return
+    if not path.is_file():
+        raise ValueError(f"graded: there is no file {path}")
+    if path.suffix == ".csv":
+        with path.open(encoding="utf-8", newline="") as opened:
+            yield from ((f"{path}, row {i}", row) for i, row in enumerate(csv.DictReader(opened), 2))
+        return
+    text = path.read_text(encoding="utf-8")
+    try:
+        if path.suffix == ".json":
+            listed = json.loads(text)
+            if not isinstance(listed, list):
+                raise ValueError("it holds no list")
+            yield from ((f"{path}, row {i}", row) for i, row in enumerate(listed, 1))
+            return
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON list of rows ({error})") from None
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            try:
+                yield f"{path}, line {number}", json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number}: not JSON ({error})") from None
+
+
+def _value(row: dict[str, Any], name: str, place: str) -> Any:
+    """A column, dotted into nested ones."""
+    value: Any = row
+    for part in name.split("."):
+        if not isinstance(value, dict) or part not in value:
+            known = ", ".join(map(str, row))
+            raise ValueError(f"{place}: there is no column {name!r}; there are: {known}")
+        value = value[part]
+    return value
+
+
+def _text(value: Any, name: str, place: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{place}: {name} must be text, not {type(value).__name__}")
+    return value
+
+
+def _numbers(value: Any, name: str, place: str) -> list[float]:
+    """One score or several; an empty cell is a rater who said nothing."""
+    if value is None or value == "":
+        return []
+    values = value if isinstance(value, list) else [value]
+    try:
+        numbers = [float(v) for v in values]
+    except (TypeError, ValueError):
+        raise ValueError(f"{place}: {name} must be a number or a list of them, not {value!r:.60}") from None
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError(f"{place}: {name} holds a number that is not finite")
+    return numbers
