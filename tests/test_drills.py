@@ -63,6 +63,7 @@ def sandboxes(process: subprocess.Popen[str]) -> list[psutil.Process]:
     return found
 
 
+@pytest.mark.slow
 def test_every_kind_of_process_is_killed_and_nothing_but_time_is_lost(whole: Path) -> None:
     run, log = whole / "killed", whole / "killed.log"
     process = start("train", str(whole / "config.yaml"), "--out", str(run), cwd=whole, stderr=log)
