@@ -24,6 +24,7 @@ CONFIG = {
 }
 
 
+@pytest.mark.slow
 def test_a_helper_run_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     write(tmp_path, CONFIG)
