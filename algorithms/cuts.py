@@ -19,7 +19,7 @@ from models.trace import Kind, Trace
 
 TASKS = 32
 """Tasks at most whose first thought is cut."""
-CUT = "cut"
+CUT_AT = "cut_at"
 """`Trace.meta` of a completion: how many tokens of the thought it continues."""
 
 
@@ -43,7 +43,7 @@ async def complete_cuts(
         rest = params.but(max_tokens=params.max_tokens - at)
         for trace in await thoughts.draw(task, own, n, rest, beginning, part=2):
             whole = thoughts.given(trace, answer_of(task))
-            whole.meta.update({WHICH: "completion", CUT: at, HINTED: first.meta[HINTED]})
+            whole.meta.update({WHICH: "completion", CUT_AT: at, HINTED: first.meta[HINTED]})
             group.traces.append(whole)
 
     await asyncio.gather(*(one(*these) for these in list(zip(tasks, actors, groups, strict=True))[:TASKS]))
@@ -57,7 +57,7 @@ def cut_figures(groups: Sequence[Group], guide: str) -> dict[str, float]:
         if not completions:
             continue
         own = of_kind(group, "drawn")
-        believed.append(float(progress(own[0], guide)[: completions[0].meta[CUT]].sum()))
+        believed.append(float(progress(own[0], guide)[: completions[0].meta[CUT_AT]].sum()))
         measured.append(log_mean_exp(likelihoods(completions)) - log_mean_exp(likelihoods(own)))
     if not believed:
         return {}

@@ -88,8 +88,8 @@ class RunningScale:
 class KLController:
     """The strength of the KL penalty: fixed, or (with a target) raised while the KL is above it and lowered while below.
 
-    target: nats an episode. horizon: episodes over which a relative error of 1 changes the strength by about a factor e; the error is cut
-    to +-0.2, as published.
+    target: nats an episode. horizon: over so many episodes the strength changes by a factor of about e^error; the relative error is cut to
+    +-0.2, as published.
     """
 
     coef: float

@@ -129,11 +129,8 @@ class RewardModel(Algorithm):
 
     def terms(self, role: str, forward: Forward, batch: Batch) -> dict[str, Term]:
         c = self.config
-        members = (
-            range(c.members)
-            if c.trunk == "shared"
-            else [int(role.removeprefix("member") or 0) if role != "policy" else 0]
-        )
+        own = 0 if role == "policy" else int(role.removeprefix("member"))
+        members = range(c.members) if c.trunk == "shared" else [own]
         out = {}
         for place, member in enumerate(members):
             error = (forward.outputs_BTE[..., place] - batch["target"]).square()

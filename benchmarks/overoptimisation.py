@@ -190,7 +190,7 @@ def _measure(
     kl, scores = tilted(logp, start, proxy, answers.gold)
     share = np.exp(logp) / np.exp(logp).sum()
     drawn = rng.choice(len(share), RATERS, p=share)
-    said = np.array([env._rated(float(answers.gold[i]), rng, 1)[0] for i in drawn])
+    said = np.array([env.points(float(answers.gold[i]), rng, 1)[0] for i in drawn])
     curve.step.append(step)
     curve.kl.append(kl)
     curve.proxy.append(scores[0])

@@ -102,7 +102,7 @@ class NoisyRaters(SingleTurnEnv):
     def rate(self, task: Task, text: str, raters: int, seed: int) -> list[float]:
         """What so many people say of a text: rounded and cut to the scale."""
         rng = np.random.default_rng([self.landscape, seed, 0x4A])
-        return self._rated(self.judge(task, text)[0], rng, raters)
+        return self.points(self.judge(task, text)[0], rng, raters)
 
     def judge(self, task: Task, text: str) -> tuple[float, int]:
         """(gold, sweet words) of a text; `MALFORMED` if it is none of `length` known words."""
@@ -122,9 +122,10 @@ class NoisyRaters(SingleTurnEnv):
         if not split.startswith("labels"):
             return {}
         scores = np.array([t.meta["scores"] for t in islice(self._stream(split), tasks)])
-        floor = float(scores.var(1, ddof=1).mean()) / self.raters if self.raters > 1 else float("nan")
         found = {"mean predictor": float(scores.mean(1).var())}
-        return {**found, "noise floor": floor} if self.raters > 1 else found
+        if self.raters > 1:
+            found["noise floor"] = float(scores.var(1, ddof=1).mean()) / self.raters
+        return found
 
     @cached_property
     def _index(self) -> dict[str, int]:
@@ -143,7 +144,8 @@ class NoisyRaters(SingleTurnEnv):
         worth = (self.word + self.fit[topic])[rows_NL].sum(1) + self.pair[rows_NL[:, :-1], rows_NL[:, 1:]].sum(1)
         return worth + 2.0 * sweet - self.penalty * np.maximum(sweet - 1, 0) ** 2
 
-    def _rated(self, gold: float, rng: np.random.Generator, raters: int) -> list[float]:
+    def points(self, gold: float, rng: np.random.Generator, raters: int) -> list[float]:
+        """What people say of a text with this gold score."""
         said = MIDDLE + SPREAD * gold + self.noise * rng.normal(size=raters)
         return (np.clip(np.round(said * POINTS), 0, POINTS) / POINTS).tolist()
 
@@ -160,7 +162,7 @@ class NoisyRaters(SingleTurnEnv):
                 row = self._written(rng, more=not (self.hidden and split.startswith("labels")))
                 answer = " ".join(f"w{i}" for i in row)
                 if split.startswith("labels"):
-                    meta["scores"] = self._rated(float(self.gold(np.array([row]), topic)[0]), rng, self.raters)
+                    meta["scores"] = self.points(float(self.gold(np.array([row]), topic)[0]), rng, self.raters)
             yield Task(f"{split}-{serial}", prompt, answer, meta=meta)
             serial += 1
 

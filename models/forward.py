@@ -334,9 +334,7 @@ def score_traces(
     for rows in plan_microbatches([v.token for v in views], token_budget, model.packs):
         batch = collate([traces[i] for i in rows], [views[i] for i in rows], device)
         forward = ModelForward(model, batch, distribution)
-        said = {"lm": "logprobs_BT", "entropy": "entropy_BT"}.get(head) or (
-            "values_BT" if model.head is None or model.head.out_features == 1 else "outputs_BTE"
-        )
+        said = {"lm": "logprobs_BT", "entropy": "entropy_BT"}.get(head, "values_BT")
         values_BT = getattr(forward, said).cpu().numpy()
         scored_BT = batch.scored_BT.cpu().numpy()
         for b, i in enumerate(rows):

@@ -39,7 +39,8 @@ def evaluate(
         config.sampling.max_tokens = max_tokens
     config.seed = seed
     config.eval.splits = [split] if split else held_out(config)
-    config.algorithm = {"name": "rlvr"}  # evaluation plays episodes; no method takes part
+    config.algorithm = {"name": "rlvr"}  # evaluation plays episodes; no method takes part, and no learned reward
+    config.reward, config.reward_model.path = {"env": 1.0}, None
     plan = launch.make_plan(config)
     figures: dict[str, Any] = {}
     seconds = time.perf_counter()

@@ -265,10 +265,17 @@ def start_scorers(plan: Plan) -> dict[str, Any]:
     import ray
 
     config, r = plan.config, plan.config.resources
+    played = Distribution(config.eval.temperature or 1.0)  # the start reads held-out answers, which nothing truncates
     return {
         role: ray.remote(Scorer)
         .options(num_cpus=0, max_restarts=r.max_restarts, max_task_retries=1)
-        .remote(spec, config.model.dtype, plan.distribution, r.learner_threads, config.model.trust_remote_code)
+        .remote(
+            spec,
+            config.model.dtype,
+            played if role == START else plan.distribution,
+            r.learner_threads,
+            config.model.trust_remote_code,
+        )
         for role, spec in plan.roles.items()
         if not spec.trainable
     }

@@ -20,7 +20,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from posterior.report_data import collect, number
+from posterior.report_data import collect, label, number
 from posterior.report_hacking import hacking
 from posterior.report_latents import thinking
 from posterior.report_regression import regression
@@ -263,12 +263,9 @@ def _facts(run: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _single(run: Mapping[str, Any]) -> str:
     cards = "".join(_card(entry, run["status"]) for entry in run["headline"])
-    judged = any("mse" in figures for figures in (run["result"].get("final") or {}).values())  # it answers nothing
-    cards = (
-        cards
-        or judged * " "
-        or '<div class="card"><h2>Held-out pass@1</h2><p class="number none">not evaluated yet</p></div>'
-    )
+    # a reward model answers nothing, and has a section of its own
+    if not cards and not any("mse" in figures for figures in (run["result"].get("final") or {}).values()):
+        cards = '<div class="card"><h2>Held-out pass@1</h2><p class="number none">not evaluated yet</p></div>'
     facts = "".join(f"<div><dt>{name}</dt><dd>{html.escape(value)}</dd></div>" for name, value in _facts(run))
     error = run["result"].get("error")
     failure = f'<p class="failure">{html.escape(_words(error))}</p>' if error else ""
@@ -327,20 +324,16 @@ def _cells(*texts: str, tag: str = "td") -> str:
 
 def _notes(runs: Sequence[Mapping[str, Any]]) -> str:
     several = len(runs) > 1
-    lines = [f"{_label(run)}: {note}" if several else note for run in runs for note in run["notes"]]
+    lines = [f"{label(run)}: {note}" if several else note for run in runs for note in run["notes"]]
     if not lines:
         return ""
     items = "".join(f"<li>{html.escape(line)}</li>" for line in lines)
     return f'<details class="notes" open><summary>About this data</summary><ul>{items}</ul></details>'
 
 
-def _label(run: Mapping[str, Any]) -> str:
-    return run["name"] if run["seed"] is None else f"{run['name']}, seed {run['seed']}"
-
-
 def _configs(runs: Sequence[Mapping[str, Any]]) -> str:
     blocks = "".join(
-        f"<details><summary>{html.escape(_label(run))} <small>{html.escape(run['path'])}</small></summary>"
+        f"<details><summary>{html.escape(label(run))} <small>{html.escape(run['path'])}</small></summary>"
         f"<pre>{html.escape(run['config_text'])}</pre></details>"
         for run in runs
         if run["config_text"]

@@ -419,3 +419,8 @@ def collect(runs: Sequence[RunDir]) -> dict[str, Any]:
         run["train"] = _training(run.pop("rows"), width)
         run["dumps"] = read_dumps(place, MAX_TRACE_BYTES // len(runs), run["notes"])
     return {"runs": loaded, "groups": group_runs(loaded)}
+
+
+def label(run: Mapping[str, Any]) -> str:
+    """A run's name among several: with its seed, where it has one."""
+    return run["name"] if run["seed"] is None else f"{run['name']}, seed {run['seed']}"

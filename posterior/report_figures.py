@@ -151,3 +151,15 @@ def heat_table(
         body += "</tr>"
     table = f'<table class="heat" style="--c:{tint}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
     return f'<div class="scroll">{table}</div>'
+
+
+def figure_table(columns: Sequence[str], rows: Sequence[tuple[str, Sequence[float | None]]]) -> str:
+    """Numbers with three digits; a row without any is left out."""
+    head = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in columns)
+    body = ""
+    for name, values in rows:
+        if any(value is not None for value in values):
+            cells = "".join(f"<td>{'–' if v is None else format(v, '.3g').replace('-', '−')}</td>" for v in values)
+            body += f'<tr><th scope="row">{html.escape(name)}</th>{cells}</tr>'
+    table = f'<table class="runs"><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table>'
+    return f'<div class="scroll">{table}</div>'

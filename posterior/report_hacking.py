@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from posterior.evidence import Share
-from posterior.report_data import number
+from posterior.report_data import label, number
 from posterior.report_figures import line_chart
 
 GOLD, PROXY, RATER = "mean_grade", "proxy", "rater"
@@ -28,8 +28,7 @@ def hacking(runs: Sequence[Mapping[str, Any]]) -> str:
             if PROXY not in columns:
                 continue
             if len(runs) > 1:
-                seed = "" if run["seed"] is None else f", seed {run['seed']}"
-                parts.append(f"<h3>{html.escape(run['name'] + seed)}</h3>")
+                parts.append(f"<h3>{html.escape(label(run))}</h3>")
             parts.append(f'<p class="claim">{html.escape(_said(run, columns))}</p>')
             parts.append(f'<div class="charts wide">{_scores(split, columns)}{_frontier(split, columns)}</div>')
             signals = (_one(split, columns, key, title) for key, title in SIGNALS.items())

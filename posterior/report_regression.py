@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from posterior.evidence import Share
-from posterior.report_data import number
-from posterior.report_figures import line_chart
+from posterior.report_data import label, number
+from posterior.report_figures import figure_table, line_chart
 from posterior.rundir import RunDir
 
 ROWS = {
@@ -37,27 +37,15 @@ def regression(runs: Sequence[Mapping[str, Any]]) -> str:
         if not splits:
             continue
         if len(runs) > 1:
-            seed = "" if run["seed"] is None else f", seed {run['seed']}"
-            parts.append(f"<h3>{html.escape(run['name'] + seed)}</h3>")
-        parts.append(_table(final, splits))
+            parts.append(f"<h3>{html.escape(label(run))}</h3>")
+        rows = [(told, [number(final[split].get(key)) for split in splits]) for key, told in ROWS.items()]
+        parts.append(figure_table(splits, rows))
         pictures = [_calibration(Path(run["path"]), split) for split in splits]
         parts.append(f'<div class="charts wide">{"".join(pictures)}</div>')
     if not parts:
         return ""
     body = f'<h2 id="regression-title">How well does it know the scores?</h2>{"".join(parts)}'
     return f'<section id="regression" aria-labelledby="regression-title">{body}</section>'
-
-
-def _table(final: Mapping[str, Any], splits: Sequence[str]) -> str:
-    head = "".join(f'<th scope="col">{html.escape(split)}</th>' for split in splits)
-    body = ""
-    for key, told in ROWS.items():
-        values = [number(final[split].get(key)) for split in splits]
-        if any(value is not None for value in values):
-            cells = "".join(f"<td>{'–' if v is None else format(v, '.3g').replace('-', '−')}</td>" for v in values)
-            body += f'<tr><th scope="row">{html.escape(told)}</th>{cells}</tr>'
-    table = f'<table class="runs"><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table>'
-    return f'<div class="scroll">{table}</div>'
 
 
 def _calibration(path: Path, split: str) -> str:

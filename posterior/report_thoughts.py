@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from posterior.evidence import Share
-from posterior.report_data import number
-from posterior.report_figures import bar_chart
+from posterior.report_data import label, number
+from posterior.report_figures import bar_chart, figure_table
 
 PROBES = {
     "logp_answer": "log p(y*|x), nats",
@@ -48,8 +48,7 @@ def thoughts(runs: Sequence[Mapping[str, Any]]) -> str:
         if not splits:
             continue
         if len(runs) > 1:
-            seed = "" if run["seed"] is None else f", seed {run['seed']}"
-            parts.append(f"<h3>{html.escape(run['name'] + seed)}</h3>")
+            parts.append(f"<h3>{html.escape(label(run))}</h3>")
         parts.append(_table(before, after, splits, list(PROBES.items())))
         if any("anchoring_lexical" in after[split] for split in splits):
             parts.append(_anchoring(before, after, splits))
@@ -88,14 +87,9 @@ def _table(
     before: Mapping[str, Any], after: Mapping[str, Any], splits: Sequence[str], rows: Sequence[tuple[str, str]]
 ) -> str:
     """A row for each figure that was measured; a column before and after for each split."""
-    head = "".join(
-        f'<th scope="col">{html.escape(f"{split} {when}")}</th>' for split in splits for when in ("before", "after")
-    )
-    body = ""
-    for key, told in rows:
-        values = [number((ends.get(split) or {}).get(key)) for split in splits for ends in (before, after)]
-        if any(value is not None for value in values):
-            cells = "".join(f"<td>{'–' if v is None else format(v, '.3g').replace('-', '−')}</td>" for v in values)
-            body += f'<tr><th scope="row">{html.escape(told)}</th>{cells}</tr>'
-    table = f'<table class="runs"><thead><tr><th></th>{head}</tr></thead><tbody>{body}</tbody></table>'
-    return f'<div class="scroll">{table}</div>'
+    columns = [f"{split} {when}" for split in splits for when in ("before", "after")]
+    values = [
+        (told, [number((ends.get(split) or {}).get(key)) for split in splits for ends in (before, after)])
+        for key, told in rows
+    ]
+    return figure_table(columns, values)

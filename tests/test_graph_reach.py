@@ -42,6 +42,17 @@ def reached(edges: Sequence[tuple[Any, ...]], root: Any) -> dict[Any, int]:
     return found
 
 
+def test_arrows_tell_the_same_graphs_with_one_word_an_edge() -> None:
+    symbols, arrows = GraphReach(**SMALL), GraphReach(**SMALL, style="arrows")
+    words = set(arrows.words())
+    for one, other in zip(take(symbols, "test", 40), take(arrows, "test", 40), strict=True):
+        shown, asked = str(one.prompt).split(" ? ")
+        edges = shown.replace(" ; ", "|").replace(" ", ">").replace("|", " ")
+        assert other.prompt == f"{edges} ? {asked}"
+        assert (other.answer, other.steps, other.meta) == (one.answer, one.steps, one.meta)
+        assert set(str(other.prompt).split()) <= words
+
+
 def test_frontier_steps_lie_at_each_distance() -> None:
     straight, spread = GraphReach(**SMALL), GraphReach(**SMALL, written="frontier")
     strays = 0

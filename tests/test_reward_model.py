@@ -114,13 +114,13 @@ def test_it_learns_the_scores_and_its_members_differ(folder: str, trunk: str) ->
     settings = dict.fromkeys(models, OptimiserConfig(3e-3, 0, (0.9, 0.99), 1e-8, 0.0, 1.0))
     updater = Updater(method, models, specs, settings, Distribution(), None)
     losses = []
-    for step in range(40):
+    for step in range(100):
         picked = [tasks[(step * 64 + i) % 400] for i in range(64)]
         groups = [Group(t, [method.example(t, i, step)], i) for i, t in enumerate(picked)]
         method.credit(groups)
         row = updater.update(groups, step, measure_gap=False)
         losses.append([row[f"loss/{'member1' if trunk == 'separate' and e else 'policy'}/mse{e}"] for e in range(2)])
-    assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[0])
+    assert np.mean(losses[-5:]) < 0.35 * np.mean(losses[0])
     held = list(itertools.islice(env.tasks("labels_test"), 100))
     groups = [Group(t, [method.example(t, i, 0)], i) for i, t in enumerate(held)]
     for role in models:
@@ -201,8 +201,7 @@ def test_the_thought_is_hidden_and_the_lower_bound_is_the_reward(folder: str, tm
         model.head.weight.normal_(generator=torch.Generator().manual_seed(0))
     save_role(model, tmp_path, None)
     (tmp_path / REWARD_NOTES).write_text(json.dumps({"mean": 1.0, "std": 2.0, "outputs": 3, "members": []}))
-    bare, thinking = sampled([7, 8]), sampled([7, 8], thought=0)
-    long = sampled([7, 8], thought=3)
+    bare, long = sampled([7, 8]), sampled([7, 8], thought=3)
     long.token[2:5] = 9, 9, 9
     hide = LearnedReward.read(str(tmp_path), 0.5, 1.0, "answer")
     show = LearnedReward.read(str(tmp_path), 0.5, 1.0, "trace")
@@ -211,7 +210,7 @@ def test_the_thought_is_hidden_and_the_lower_bound_is_the_reward(folder: str, tm
     assert RewardScorer(show, "float32", 1).score([long])[0] != pytest.approx(said[0], abs=1e-3)
     raw = score_traces(model, [bare], head="scalar", template=without_thought)[0][-1]
     assert said[0] == pytest.approx(raw * 2.0 + 1.0, abs=1e-5)
-    hide.give([bare, thinking], said)
+    hide.give([bare, long], said)
     expected = said[0].mean() - said[0].std()
     assert bare.reward.tolist() == [0, 0, 0, pytest.approx(0.5 * expected)]
     assert (bare.components[PROXY], bare.components[SPREAD]) == (
