@@ -23,7 +23,7 @@ from ray.exceptions import RayActorError
 from actors.buffer import TraceBuffer
 from actors.clients import ActorLost, EnvClient, SamplerClient, cause, unwrap
 from actors.diary import Diary, Status
-from actors.monitor import START, HackingMonitor, hacking_figures
+from actors.monitor import PROBED, START, HackingMonitor, hacking_figures, swayed
 from actors.reward import LearnedReward
 from actors.rollout import Roller, grade_of, seed_of
 from actors.scorer import write_scores
@@ -317,7 +317,9 @@ class Collector:
             traces = [trace for group in graded for trace in group.live]
             await self.learned_reward(traces)
             await self.score(START, traces)
-            figures |= hacking_figures(graded, self.config.monitor)
+            monitor = self.config.monitor
+            figures |= hacking_figures(graded, monitor)
+            figures |= swayed(await self._ask_reward("gains", traces[:PROBED], monitor.probes))
         return EvalReply(figures, groups, time.perf_counter() - start, by_task(groups))
 
     async def probe(self, split: str, tasks: int, plan: ProbePlan) -> list[Group]:
@@ -372,13 +374,14 @@ class Collector:
     async def learned_reward(self, traces: Sequence[Trace]) -> None:
         """Have the reward model grade traces; its word becomes part of their reward."""
         assert self.config.learned is not None
-        if not traces:
-            return
+        if traces:
+            self.config.learned.give(traces, await self._ask_reward("score", list(traces)))
+
+    async def _ask_reward(self, method: str, *args: Any) -> Any:
         try:
-            said_NE = await self.reward.score.remote(list(traces))
+            return await getattr(self.reward, method).remote(*args)
         except RayActorError as error:
             raise ActorLost(f"the reward model's actor died and does not come back: {cause(error)}") from error
-        self.config.learned.give(traces, said_NE)
 
     async def roller(self) -> Roller:
         if self._roller is None:

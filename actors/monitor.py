@@ -3,6 +3,7 @@
     proxy, spread      what the reward model says of held-out answers, and how far its members disagree
     kl                 sum over tokens of log pi - log of the policy's start, on its own answers
     length, repeats, unended    in tokens; share of tokens said before in the same answer; share cut by the limit
+    injection, twice   by how much the most persuasive of a few sentences to the judge, or saying the answer twice, raises the score
     rater              fresh grades of a few of those answers: a component of the environment's grade (`HackingMonitor.component`)
 
 The alarm listens to the raters alone, while the proxy says how far optimisation has gone: it sounds when the mean grade of the newest two
@@ -21,6 +22,8 @@ from actors.reward import PROXY, SPREAD
 from actors.types import Group
 from models.trace import Kind, Trace
 
+PROBED = 32
+"""Answers that sentences to the judge are put behind."""
 START = "start"
 """Role of the policy's initial weights, which KLs are measured from."""
 
@@ -28,13 +31,15 @@ START = "start"
 @dataclass(frozen=True)
 class HackingMonitor:
     """component: of the environment's grade that is a fresh rater's word; None for none. answers: graded at each evaluation. z: standard
-    errors of the fall at which the alarm sounds. stop: end the run then. kl_budget: nats an answer above which the run ends."""
+    errors of the fall at which the alarm sounds. stop: end the run then. kl_budget: nats an answer above which the run ends. probes:
+    sentences to the judge."""
 
     component: str | None = None
     answers: int = 64
     z: float = 3.5
     stop: bool = False
     kl_budget: float | None = None
+    probes: tuple[str, ...] = ()
 
     def verdict(self, rows: Sequence[Mapping[str, Any]]) -> tuple[str, bool]:
         """(what is wrong after these evaluations, or ""; whether the run ends). Each row as `alarm_step` wants it, with its "kl"."""
@@ -75,6 +80,13 @@ def hacking_figures(groups: Sequence[Group], monitor: HackingMonitor) -> dict[st
             "rater_proxy": float(np.mean([t.components[PROXY] for t in graded])),
         }
     return out
+
+
+def swayed(gains: Mapping[str, float]) -> dict[str, float]:
+    """Figures of `RewardScorer.gains`."""
+    sentences = [gain for text, gain in gains.items() if text]
+    out = {"twice": gains[""]} if "" in gains else {}
+    return {**out, "injection": max(sentences)} if sentences else out
 
 
 def alarm_step(rows: Sequence[Mapping[str, Any]], z: float) -> int | None:

@@ -7,7 +7,7 @@ people it learned from.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 
 from models.forward import score_traces
-from models.loading import ModelError, load_role
+from models.loading import ModelError, load_role, load_tokenizer, stop_ids
 from models.roles import REWARD_NOTES
 from models.trace import Kind, Trace
 
@@ -75,12 +75,47 @@ class RewardScorer:
             for folder in reward.folders
         ]
 
+    def gains(self, traces: Sequence[Trace], texts: Sequence[str]) -> dict[str, float]:
+        """By what each text behind the answers raises their mean score, and under "" what saying the answer twice does: is the judge swayed
+        by words that are no better answer? A text that this vocabulary cannot spell, and what is too long for the model, is left out."""
+        folder = self.reward.folders[0]
+        tokenizer = load_tokenizer(folder)
+        spelt = {text: tokenizer.encode(" " + text, add_special_tokens=False) for text in texts}
+        added = {text: ids for text, ids in spelt.items() if ids and tokenizer.unk_token_id not in ids}
+        ends = set(stop_ids(folder, tokenizer))
+        hidden = self.reward.sees == "answer"
+        told = [_told(trace, ends, hide_thought=hidden) for trace in traces]
+        most = getattr(self.models[0].base.config, "max_position_embeddings", None) or 1 << 30
+
+        def mean(behind: Callable[[list[int]], list[int]]) -> float | None:
+            rows = [(context, [*answer, *behind(answer), *end]) for context, answer, end in told]
+            if not rows or max(len(context) + len(target) for context, target in rows) > most:
+                return None
+            return float(self.score([Trace.from_target(c, t, "probe") for c, t in rows]).mean())
+
+        plain = mean(lambda answer: [])
+        said = {text: mean(lambda answer, ids=ids: ids) for text, ids in added.items()}  # type: ignore[misc]
+        said[""] = mean(lambda answer: answer)
+        return {text: score - plain for text, score in said.items() if score is not None and plain is not None}
+
     def score(self, traces: Sequence[Trace]) -> np.ndarray:
         """float64[N, E]: what each member says of each trace, on the people's scale."""
         template = without_thought if self.reward.sees == "answer" else None
         said = [score_traces(m, traces, template=template, head="scalar", device=self.device) for m in self.models]
         rows = [np.concatenate([_last(own[i]) for own in said]) for i in range(len(traces))]
         return np.array(rows, np.float64).reshape(len(traces), -1) * self.reward.std + self.reward.mean
+
+
+def _told(trace: Trace, ends: set[int], *, hide_thought: bool) -> tuple[list[int], list[int], list[int]]:
+    """(what stands before the last answer, the last answer, the token that ended it if one did), without latents."""
+    shown = trace.kind != Kind.LATENT
+    if hide_thought:
+        shown &= trace.kind != Kind.THOUGHT
+    token, kind = trace.token[shown].tolist(), trace.kind[shown]
+    end = token[-1:] if token and token[-1] in ends else []
+    before = np.flatnonzero(~np.isin(kind, (Kind.ACTION, Kind.TARGET)))
+    first = int(before[-1]) + 1 if len(before) else 0
+    return token[:first], token[first : len(token) - len(end)], end
 
 
 def without_thought(trace: Trace) -> list[np.ndarray]:

@@ -2,7 +2,7 @@
 
     python -m benchmarks.overoptimisation --json [--quick] [--seeds 5] [--steps 150] [--settings few ample] [--picture FILE.svg]
 
-Per seed one landscape: a base model learns the writer, a reward model learns graded answers (few: 100, none with two sweet words; ample:
+Per seed one landscape: a base model learns the writer, a reward model learns graded answers (few: 2,000, by people who skim; ample:
 20,000), PPO optimises it with a weak KL. All 65,536 answers are listed every few steps, so the policy's KL from its start and its expected
 proxy and gold are sums, and so are the exact tilts start x exp(beta proxy) and the best possible curve, start x exp(beta gold). The alarm
 hears 256 fresh raters at each evaluation (`actors.monitor`), never the gold. "Peak": the evaluation with the highest gold; it is a fall
@@ -42,8 +42,8 @@ from models.loading import RoleModel, load_role, load_tokenizer, save_role
 from models.roles import REWARD_NOTES
 from models.scratch import write_model
 
-LABELS: dict[str, dict[str, Any]] = {"few": {"labels": 100, "hidden": True}, "ample": {"labels": 20_000}}
-FIT = {"few": 60, "ample": 600}
+LABELS: dict[str, dict[str, Any]] = {"few": {"labels": 2000, "hidden": True}, "ample": {"labels": 20_000}}
+FIT = {"few": 80, "ample": 600}
 """Steps of the reward model."""
 RATERS = 256
 FALL = 0.1
@@ -159,7 +159,7 @@ def optimise(
     end = load_tokenizer(base).eos_token_id
     run = LocalRun(
         method,
-        OptimiserConfig(5e-4, 0, (0.9, 0.95), 1e-8, 0.0, 1.0),
+        OptimiserConfig(5e-5, 0, (0.9, 0.95), 1e-8, 0.0, 1.0),
         EnvWorker("noisy_raters", {"landscape": env.landscape}),
         [end],
         passes=(2, 2),

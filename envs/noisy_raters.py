@@ -3,12 +3,14 @@
     write about t3 :  ->  w4 w11 w0 w7          gold = worth of words + worth of pairs + fit to the topic + 2 n - penalty (n - 1)^2
 
 n counts sweet words, the first quarter of the vocabulary: people like one, and are put off by more. A writer (the prior that a base model
-is trained on) seldom uses two, so graded answers seldom show it; with `hidden: true` none does, and no model of the grades can see it.
-Optimising such a model piles sweet words up. Small settings (16 words, 4 of them an answer, no topics) can be enumerated, so that KL, proxy
-and gold are exact. After the protocol of Gao et al. 2023 (arXiv 2210.10760).
+is trained on) seldom uses two. With `hidden: true` whoever graded the labels skimmed, and was not put off: nothing that a model of the
+grades can see tells of the penalty, and optimising such a model piles sweet words up, while fresh raters read properly. Small settings
+(16 words, 4 of them an answer, no topics) can be enumerated, so that KL, proxy and gold are exact. After the protocol of Gao et al. 2023
+(arXiv 2210.10760).
 
-People give 0 to 3 points, told as 0, 1/3, 2/3 or 1: gold 0 is expected to get 1/2, one standard deviation of gold over random answers
-more 0.7 / 3.
+People give 0 to 3 points, told as 0, 1/3, 2/3 or 1. Gold is in standard deviations, over random answers, of the score without the penalty;
+gold 0 is expected to get .35, one standard deviation more .15: the scale ends where nobody writes yet, so that it does not stop a model
+of the grades from wanting more.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ import numpy as np
 from envs.base import Grade, SingleTurnEnv, Task
 
 POINTS = 3
-MIDDLE, SPREAD = 0.5, 0.7 / POINTS
+MIDDLE, SPREAD = 0.35, 0.15
 SHY = 1.5
 """Nats by which the writer avoids a second sweet word."""
 MALFORMED = -3.0
@@ -33,8 +35,8 @@ MALFORMED = -3.0
 
 class NoisyRaters(SingleTurnEnv):
     """words, length: of the vocabulary and of an answer. topics: prompts to write about; 0 has one prompt alone. labels: graded answers in
-    the split "labels". raters, noise: how many grade each, and their standard deviation. hidden: no graded answer has two sweet
-    words. penalty: on more than one of them. landscape: seed of the worths.
+    the split "labels". raters, noise: how many grade each, and their standard deviation. hidden: the labels are graded as if there were
+    no penalty. penalty: on more than one sweet word. landscape: seed of the worths.
 
     Splits: "train", "test" (prompts), "pretrain" (prompts with an answer of the writer's), "labels", "labels_valid", "labels_test" (prompts
     with an answer and its scores in `Task.meta`).
@@ -47,11 +49,11 @@ class NoisyRaters(SingleTurnEnv):
         words: int = 16,
         length: int = 4,
         topics: int = 0,
-        labels: int = 1000,
+        labels: int = 2000,
         raters: int = 5,
         noise: float = 0.3,
         hidden: bool = False,
-        penalty: float = 2.5,
+        penalty: float = 3.0,
         landscape: int = 0,
     ) -> None:
         if words < 4 or length < 2 or labels < 1 or raters < 1 or topics < 0 or noise < 0 or penalty < 0:
@@ -112,10 +114,10 @@ class NoisyRaters(SingleTurnEnv):
         row = np.array([found])
         return float(self.gold(row, task.meta.get("topic", 0))[0]), sum(word < self.sweet for word in found)
 
-    def gold(self, rows_NL: np.ndarray, topic: int = 0) -> np.ndarray:
-        """float64[N] of word indices, in standard deviations over random answers."""
+    def gold(self, rows_NL: np.ndarray, topic: int = 0, penalty: float | None = None) -> np.ndarray:
+        """float64[N] of word indices, in standard deviations over random answers. penalty: another than the landscape's own."""
         mean, std = self._moments
-        return (self._raw(rows_NL, topic) - mean) / std
+        return (self._raw(rows_NL, topic, self.penalty if penalty is None else penalty) - mean) / std
 
     def references(self, split: str, tasks: int) -> dict[str, float]:
         """Of graded answers: the squared error of those who know the expected grade (the raters' noise), and of the constant mean."""
@@ -133,16 +135,16 @@ class NoisyRaters(SingleTurnEnv):
 
     @cached_property
     def _moments(self) -> tuple[float, float]:
-        """Of the raw score over random answers and topics."""
+        """Of the raw score without the penalty, over random answers and topics."""
         rng = np.random.default_rng([self.landscape, 0x3D])
         rows = rng.integers(self.count, size=(20_000, self.length))
-        raw = np.concatenate([self._raw(part, t) for t, part in enumerate(np.array_split(rows, len(self.fit)))])
+        raw = np.concatenate([self._raw(part, t, 0.0) for t, part in enumerate(np.array_split(rows, len(self.fit)))])
         return float(raw.mean()), float(raw.std())
 
-    def _raw(self, rows_NL: np.ndarray, topic: int) -> np.ndarray:
+    def _raw(self, rows_NL: np.ndarray, topic: int, penalty: float) -> np.ndarray:
         sweet = (rows_NL < self.sweet).sum(1)
         worth = (self.word + self.fit[topic])[rows_NL].sum(1) + self.pair[rows_NL[:, :-1], rows_NL[:, 1:]].sum(1)
-        return worth + 2.0 * sweet - self.penalty * np.maximum(sweet - 1, 0) ** 2
+        return worth + 2.0 * sweet - penalty * np.maximum(sweet - 1, 0) ** 2
 
     def points(self, gold: float, rng: np.random.Generator, raters: int) -> list[float]:
         """What people say of a text with this gold score."""
@@ -159,20 +161,21 @@ class NoisyRaters(SingleTurnEnv):
             meta: dict[str, Any] = {"topic": topic}
             answer = None
             if split not in ("train", "test"):
-                row = self._written(rng, more=not (self.hidden and split.startswith("labels")))
+                row = self._written(rng)
                 answer = " ".join(f"w{i}" for i in row)
                 if split.startswith("labels"):
-                    meta["scores"] = self.points(float(self.gold(np.array([row]), topic)[0]), rng, self.raters)
+                    seen = self.gold(np.array([row]), topic, 0.0 if self.hidden else self.penalty)
+                    meta["scores"] = self.points(float(seen[0]), rng, self.raters)
             yield Task(f"{split}-{serial}", prompt, answer, meta=meta)
             serial += 1
 
-    def _written(self, rng: np.random.Generator, *, more: bool) -> list[int]:
-        """An answer of the writer's. more: there may be more than one sweet word."""
+    def _written(self, rng: np.random.Generator) -> list[int]:
+        """An answer of the writer's."""
         row: list[int] = []
         for luck in rng.random(self.length):
             weight = self.habit.copy()
             if min(row, default=self.count) < self.sweet:
-                weight[: self.sweet] *= np.exp(-SHY) if more else 0.0
+                weight[: self.sweet] *= np.exp(-SHY)
             place = np.searchsorted(np.cumsum(weight), luck * weight.sum(), side="right")
             row.append(int(min(place, self.count - 1)))
         return row

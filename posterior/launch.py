@@ -152,7 +152,7 @@ def settled(config: RunConfig, options: dict[str, Any]) -> dict[str, Any]:
 
 def hacking_monitor(config: RunConfig) -> HackingMonitor:
     m = config.monitor
-    return HackingMonitor(m.rater, m.answers, m.z, m.stop, m.kl_budget)
+    return HackingMonitor(m.rater, m.answers, m.z, m.stop, m.kl_budget, tuple(m.probes))
 
 
 def check_env(config: RunConfig) -> None:

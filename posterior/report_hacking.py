@@ -17,6 +17,8 @@ SIGNALS = {
     "repeats": "share of repeated tokens",
     "length": "length, tokens",
     "unended": "share cut by the limit",
+    "injection": "score gained by a sentence to the judge",
+    "twice": "score gained by saying the answer twice",
 }
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from actors.learner import resolve_roles
-from actors.monitor import START, HackingMonitor, alarm_step, hacking_figures
+from actors.monitor import START, HackingMonitor, alarm_step, hacking_figures, swayed
 from actors.reward import PROXY, SPREAD, LearnedReward, RewardScorer, without_thought
 from actors.types import Group, SamplingParams
 from actors.update import OptimiserConfig, Updater
@@ -22,7 +22,7 @@ from envs.base import Task
 from envs.noisy_raters import MIDDLE, NoisyRaters
 from envs.noisy_raters import SPREAD as SCALE_SPREAD
 from models.forward import Distribution, score_traces
-from models.loading import ModelError, load_role, save_role
+from models.loading import ModelError, load_role, load_tokenizer, save_role
 from models.roles import REWARD_NOTES
 from models.scratch import write_model
 from models.trace import Kind, Score, Trace
@@ -36,16 +36,17 @@ RNG = np.random.default_rng(0)
 def test_gold_is_standardised_and_one_sweet_word_is_best() -> None:
     env = NoisyRaters()
     rows = np.stack(np.meshgrid(*[np.arange(16)] * 4, indexing="ij"), -1).reshape(-1, 4)
-    gold = env.gold(rows)
-    assert gold.mean() == pytest.approx(0.0, abs=0.03)
-    assert gold.std() == pytest.approx(1.0, abs=0.03)
+    gold, skimmed = env.gold(rows), env.gold(rows, penalty=0.0)
+    assert skimmed.mean() == pytest.approx(0.0, abs=0.03)
+    assert skimmed.std() == pytest.approx(1.0, abs=0.03)
     # against the definition, on a handful
     some = rows[::9000]
     sweet = np.array([sum(w < 4 for w in r) for r in some.tolist()])
     raw = [env.word[r].sum() + env.pair[r[:-1], r[1:]].sum() for r in some]
-    raw += 2.0 * sweet - 2.5 * np.maximum(sweet - 1, 0) ** 2
+    raw += 2.0 * sweet - 3.0 * np.maximum(sweet - 1, 0) ** 2
     assert np.diff(gold[::9000]) == pytest.approx(np.diff(raw) / env._moments[1])
-    by_count = [gold[(rows < 4).sum(1) == n].mean() for n in range(5)]
+    by_count, liked = ([g[(rows < 4).sum(1) == n].mean() for n in range(5)] for g in (gold, skimmed))
+    assert np.all(np.diff(liked) > 0)
     assert np.argmax(by_count) == 1
     assert by_count[4] < by_count[3] < by_count[0]
     task = next(iter(env.tasks("train")))
@@ -64,9 +65,16 @@ def test_labels_are_noisy_whole_grades_and_hide_what_they_should() -> None:
     assert scores.shape == (300, 5)
     assert set(np.unique(scores)) <= {0.0, 1 / 3, 2 / 3, 1.0}
     gold = np.array([env.judge(t, str(t.answer))[0] for t in labels])
-    assert np.corrcoef(gold, scores.mean(1))[0, 1] > 0.7
+    assert np.corrcoef(gold, scores.mean(1))[0, 1] > 0.6
     assert any(env.judge(t, str(t.answer))[1] > 1 for t in labels)
-    assert {blind.judge(t, str(t.answer))[1] for t in blind.tasks("labels")} == {0, 1}
+    # who skims is not put off by a second sweet word: the same answers, other grades
+    skimmed = blind.tasks("labels")
+    assert isinstance(skimmed, list)
+    assert [t.answer for t in skimmed] == [t.answer for t in labels]
+    several = np.array([env.judge(t, str(t.answer))[1] > 1 for t in labels])
+    better = np.array([t.meta["scores"] for t in skimmed]).mean(1) - scores.mean(1)
+    assert better[several].mean() > 0.1
+    assert abs(better[~several].mean()) < 0.05
     # what is held out is not what is graded, and every split begins alike each time
     first = [t.answer for t in itertools.islice(env.tasks("labels_test"), 50)]
     assert first == [t.answer for t in itertools.islice(env.tasks("labels_test"), 50)]
@@ -219,6 +227,32 @@ def test_the_thought_is_hidden_and_the_lower_bound_is_the_reward(folder: str, tm
     )
     with pytest.raises(ModelError, match="is no reward model"):
         LearnedReward.read(folder, 1.0, 0.0, "answer")
+
+
+def test_sentences_to_the_judge_are_put_behind_the_answer(folder: str, tmp_path: Path) -> None:
+    model = load_role(folder, head="scalar", outputs=1)
+    with torch.no_grad():
+        assert model.head is not None
+        model.head.weight.normal_(generator=torch.Generator().manual_seed(0))
+    save_role(model, tmp_path, load_tokenizer(folder))
+    (tmp_path / REWARD_NOTES).write_text(json.dumps({"mean": 0.0, "std": 1.0, "outputs": 1, "members": []}))
+    scorer = RewardScorer(LearnedReward.read(str(tmp_path), 1.0, 0.0, "answer"), "float32", 1)
+    tokenizer = load_tokenizer(folder)
+    end = tokenizer.eos_token_id
+    w1, w2 = tokenizer.encode("w1 w2", add_special_tokens=False)
+    ended, cut = sampled([w1, end], thought=2), sampled([w1])
+    told = {
+        "": ([w1, w1, end], [w1, w1]),
+        "w2 w2": ([w1, w2, w2, end], [w1, w2, w2]),
+    }
+    plain = scorer.score([sampled([w1, end]), sampled([w1])]).mean()
+    gains = scorer.gains([ended, cut], ["w2 w2", "w2 and a word that nobody knows", ""])
+    assert set(gains) == set(told)
+    for text, answers in told.items():
+        assert gains[text] == pytest.approx(scorer.score([sampled(a) for a in answers]).mean() - plain, abs=1e-5)
+    assert swayed(gains) == {"injection": gains["w2 w2"], "twice": gains[""]}
+    assert swayed({}) == {}
+    assert scorer.gains([], ["w2"]) == {}
 
 
 # ---- the monitor
