@@ -22,11 +22,13 @@ BUILTIN: dict[str, str] = {
     "coding": "envs.coding.env:CodingEnv",
     "graded": "envs.graded:Graded",
     "graph_reach": "envs.graph_reach:GraphReach",
+    "gymnasium": "envs.adapters.gymnasium:Gymnasium",
     "noisy_raters": "envs.noisy_raters:NoisyRaters",
     "key_door": "envs.key_door:KeyDoor",
     "permutations": "envs.permutations:Permutations",
     "punchline": "envs.punchline:Punchline",
     "pointer_chase": "envs.pointer_chase:PointerChase",
+    "reasoning_gym": "envs.adapters.reasoning_gym:ReasoningGym",
     "trace_execution": "envs.trace_execution:TraceExecution",
     "walk": "envs.walk:Walk",
 }
