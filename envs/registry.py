@@ -23,6 +23,7 @@ BUILTIN: dict[str, str] = {
     "graded": "envs.graded:Graded",
     "graph_reach": "envs.graph_reach:GraphReach",
     "gymnasium": "envs.adapters.gymnasium:Gymnasium",
+    "openenv": "envs.adapters.openenv:OpenEnv",
     "noisy_raters": "envs.noisy_raters:NoisyRaters",
     "key_door": "envs.key_door:KeyDoor",
     "permutations": "envs.permutations:Permutations",
@@ -30,6 +31,7 @@ BUILTIN: dict[str, str] = {
     "pointer_chase": "envs.pointer_chase:PointerChase",
     "reasoning_gym": "envs.adapters.reasoning_gym:ReasoningGym",
     "trace_execution": "envs.trace_execution:TraceExecution",
+    "verifiers": "envs.adapters.verifiers:Verifiers",
     "walk": "envs.walk:Walk",
 }
 """Environments of this project; they are found in a plain checkout too, where nothing is installed."""
