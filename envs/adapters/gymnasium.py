@@ -196,7 +196,7 @@ class AsGymnasium(gymnasium.Env[str, str]):
     holds the task's id, and at an episode's end value, solved, components and note of its grade. longest: characters of a text.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
+    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 (gymnasium's own spelling)
 
     def __init__(
         self,

@@ -11,7 +11,9 @@ import itertools
 import json
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import redirect_stdout
 from functools import lru_cache
+from io import StringIO
 from typing import Any, ClassVar
 
 from envs.base import Grade, SingleTurnEnv, Task
@@ -139,7 +141,8 @@ class ReasoningGym(SingleTurnEnv):
         seen: set[str] = set()
         stale = 0
         for i in itertools.count():
-            entry = self._data(name, i // CHUNK)[i % CHUNK]
+            with redirect_stdout(StringIO()):  # some tasks print
+                entry = self._data(name, i // CHUNK)[i % CHUNK]
             question = str(entry["question"])
             mark = zlib.crc32(question.encode())
             stale += 1
