@@ -101,7 +101,7 @@ class ReasoningGym(SingleTurnEnv):
         """Raises ValueError if the package is missing, a name is unknown to it or an option does not suit it."""
         if importlib.util.find_spec("reasoning_gym") is None:
             raise ValueError(
-                f"reasoning_gym needs the package reasoning-gym; run: pip install 'posterior[reasoning_gym]' (reasoning-gym=={VERSION})"
+                f"reasoning_gym needs the package reasoning-gym; run: pip install 'posterior[reasoning-gym]' (reasoning-gym=={VERSION})"
             )
         for name in self.names if self.options or len(self.names) < 10 else self.names[:1]:
             self._data(name)

@@ -14,7 +14,9 @@ class Lift(Env):
     def tasks(self, split):
         if split not in self.splits():
             raise ValueError(f"lift has no split {split!r}; there are: train, test")
-        pairs = [(a, b) for a in range(FLOORS) for b in range(FLOORS) if a != b and ((a * b) % 4 == 1) == (split == "test")]
+        pairs = [
+            (a, b) for a in range(FLOORS) for b in range(FLOORS) if a != b and ((a * b) % 4 == 1) == (split == "test")
+        ]
         return [self._task(a, b) for a, b in pairs]
 
     def _task(self, at, goal):
