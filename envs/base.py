@@ -110,6 +110,8 @@ class Env(ABC):
 
     description: ClassVar[str] = ""
     """One line for `posterior envs list`."""
+    exact: ClassVar[bool] = True
+    """Whether its grades make no error; False for learned or noisy graders, as in `Grade.exact`."""
     max_turns: int = 1
     """Actions after which the rollout stops asking; multi-turn environments raise it."""
 

@@ -33,6 +33,7 @@ class Graded(SingleTurnEnv):
     Splits: "train", "valid", "test". No prompt of one is in another.
     """
 
+    exact: ClassVar[bool] = False
     description: ClassVar[str] = "answers with scores from people (.json, .jsonl, .csv, or RUN/labels)"
 
     def __init__(

@@ -42,6 +42,7 @@ class NoisyRaters(SingleTurnEnv):
     with an answer and its scores in `Task.meta`).
     """
 
+    exact: ClassVar[bool] = False
     description: ClassVar[str] = "short texts with a known gold score and noisy people who grade them"
 
     def __init__(

@@ -53,6 +53,7 @@ class Punchline(SingleTurnEnv):
     Splits: "train" and "test" (endless); no prompt of one is in the other.
     """
 
+    exact: ClassVar[bool] = False
     description: ClassVar[str] = "end a joke: many good answers of different quality (inexactly graded)"
 
     def __init__(self, hops: int = 3, tau: float = 0.15, good: float = 0.4) -> None:

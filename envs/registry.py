@@ -22,12 +22,16 @@ BUILTIN: dict[str, str] = {
     "coding": "envs.coding.env:CodingEnv",
     "graded": "envs.graded:Graded",
     "graph_reach": "envs.graph_reach:GraphReach",
+    "gymnasium": "envs.adapters.gymnasium:Gymnasium",
+    "openenv": "envs.adapters.openenv:OpenEnv",
     "noisy_raters": "envs.noisy_raters:NoisyRaters",
     "key_door": "envs.key_door:KeyDoor",
     "permutations": "envs.permutations:Permutations",
     "punchline": "envs.punchline:Punchline",
     "pointer_chase": "envs.pointer_chase:PointerChase",
+    "reasoning_gym": "envs.adapters.reasoning_gym:ReasoningGym",
     "trace_execution": "envs.trace_execution:TraceExecution",
+    "verifiers": "envs.adapters.verifiers:Verifiers",
     "walk": "envs.walk:Walk",
 }
 """Environments of this project; they are found in a plain checkout too, where nothing is installed."""

@@ -213,7 +213,14 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="examples:\n  posterior envs list\n  posterior envs check coding tasks=sanitized-mbpp.json --json",
     )
     of_envs = envs.add_subparsers(dest="what", metavar="list|check", required=True)
-    add("list", "list the environments that can be named", "envs:show", "example:\n  posterior envs list", of_envs)
+    listed = add(
+        "list",
+        "list the environments that can be named: kind, grading, turns, tasks, and what hinders those that cannot be used",
+        "envs:show",
+        "examples:\n  posterior envs list\n  posterior envs list --speed --json",
+        of_envs,
+    )
+    listed.add_argument("--speed", action="store_true", help="play each for a second and count its steps per second")
     check = add(
         "check",
         "run the conformance and red-team suite on an environment, also on your own",

@@ -111,7 +111,7 @@ if [ "$EXTRA" = cpu ]; then
     options+=(--find-links "$CACHE/stand_ins" torchvision==99.0 torchaudio==99.0 torchcodec==99.0 triton==99.0)
     options+=("torch==$TORCH+cpu")
 fi
-"$VENV/bin/python" -m pip install "${options[@]}" -e ".[$EXTRA,dev]" || die "pip could not install Posterior; see above"
+"$VENV/bin/python" -m pip install "${options[@]}" -e ".[$EXTRA,dev,reasoning-gym,openenv]" || die "pip could not install Posterior; see above"
 
 say "4/4 check"
 "$VENV/bin/python" -m pip check || die "the installed packages contradict each other; remove $VENV and try again"

@@ -8,12 +8,13 @@ import json
 import sys
 import types
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from envs.base import Env, Grade, Observation, SingleTurnEnv, Step, Task
+from envs.base import Env, Grade, Move, Observation, SingleTurnEnv, Step, Task
 from envs.check import check_env
 from envs.coding import attacks
 
@@ -155,6 +156,86 @@ class Undecided(Stairs):
         return Observation(prompt=f"episode {next(self.episodes)}")
 
 
+class Saved(Stairs):
+    """A sound environment with snapshots and a walkthrough in place of `solution`."""
+
+    solution = None  # type: ignore[assignment]
+
+    def tasks(self, split: str) -> Iterable[Task]:
+        for task in super().tasks(split):
+            left = range(task.meta["height"] - 1, -1, -1)
+            yield replace(task, walkthrough=tuple(Move("up", f"{n} steps to go" if n else "") for n in left))
+
+    def snapshot(self) -> bytes:
+        return json.dumps([self.left, self.turns]).encode()
+
+    def restore(self, state: bytes) -> None:
+        self.left, self.turns = json.loads(state)
+
+
+class SavesHalf(Saved):
+    def restore(self, state: bytes) -> None:
+        self.turns = json.loads(state)[1]
+
+
+class SavesOnly(Stairs):
+    def snapshot(self) -> bytes:
+        return b""
+
+
+class Misremembers(Saved):
+    def tasks(self, split: str) -> Iterable[Task]:
+        for task in super().tasks(split):
+            moves = task.walkthrough or ()
+            yield replace(task, walkthrough=(replace(moves[0], observation="you fly"), *moves[1:]))
+
+
+class Crowded(Stairs):
+    """All instances climb the same stairs."""
+
+    async def reset(self, task: Task, seed: int) -> Observation:
+        type(self).left, self.turns = task.meta["height"], 0
+        return Observation()
+
+    async def step(self, action: str) -> Step:
+        self.turns += 1
+        type(self).left -= action.strip() == "up"
+        done = self.left <= 0
+        return Step(f"{self.left} steps to go", float(done), terminated=done, truncated=self.turns == self.max_turns)
+
+
+class Writes(Stairs):
+    """It counts on the task that it was handed."""
+
+    async def step(self, action: str) -> Step:
+        self.task.meta.setdefault("said", []).append(action)
+        return await super().step(action)
+
+    async def reset(self, task: Task, seed: int) -> Observation:
+        self.task = task
+        return await super().reset(task, seed)
+
+
+class Stumbles(Stairs):
+    """Only the second action of an episode is looked at closely."""
+
+    async def step(self, action: str) -> Step:
+        if self.turns == 1:
+            action.encode()
+        return await super().step(action)
+
+
+class Rich(Stairs):
+    async def step(self, action: str) -> Step:
+        step = await super().step(action)
+        return replace(step, reward=step.reward + 0.6 * (action == "up"))
+
+
+class NotReady(Sums):
+    def ready(self) -> None:
+        raise RuntimeError("sums needs an abacus; install abacus")
+
+
 @pytest.fixture
 def module(monkeypatch: pytest.MonkeyPatch) -> str:
     """A name under which this file's environments can be imported."""
@@ -177,7 +258,7 @@ def failed(report: dict[str, Any]) -> list[str]:
     return [c["name"] for c in report["checks"] if not c["ok"]]
 
 
-@pytest.mark.parametrize("name", ["Sums", "Stairs"])
+@pytest.mark.parametrize("name", ["Sums", "Stairs", "Saved"])
 def test_sound_environments_pass(module: str, name: str) -> None:
     report = check(module, name)
     assert failed(report) == [], report["checks"]
@@ -204,6 +285,13 @@ def test_sound_environments_pass(module: str, name: str) -> None:
         ("Unpicklable", "well-formed tasks"),
         ("Endless", "reset and step keep their contracts"),
         ("Undecided", "the same seed and actions"),
+        ("SavesHalf", "a snapshot leads back"),
+        ("SavesOnly", "a snapshot leads back"),
+        ("Misremembers", "walkthroughs show what the environment answers"),
+        ("Crowded", "played in turns do not disturb"),
+        ("Writes", "played in turns do not disturb"),
+        ("Stumbles", "no action raises, however hostile"),
+        ("Rich", "a good answer scores full marks"),
     ],
 )
 def test_the_fault_of_each_bad_environment_is_found(module: str, name: str, fault: str) -> None:
@@ -221,6 +309,11 @@ def test_arguments_reach_the_environment_and_wrong_ones_are_refused(module: str)
     assert check(module, "Sums", most=14)["tasks"] == {"train": 8, "test": 8}
     with pytest.raises(ValueError, match="did you mean 'most'"):
         check(module, "Sums", mots=3)
+
+
+def test_what_is_missing_is_said_before_anything_is_played(module: str) -> None:
+    with pytest.raises(RuntimeError, match="needs an abacus"):
+        check(module, "NotReady")
 
 
 def test_the_coding_environment_is_audited_with_gold_solutions_and_attacks(

@@ -101,7 +101,7 @@ def test_every_installed_requirement_is_pinned() -> None:
     lines = (ROOT / "setup_env" / "constraints.txt").read_text().split()
     pins = {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in lines)}
     found: dict[NormalizedName, str] = {}
-    waiting = [Requirement("posterior[cpu,gpu,dev]")]
+    waiting = [Requirement("posterior[cpu,gpu,dev,reasoning-gym,openenv]")]
     while waiting:
         requirement = waiting.pop()
         name = canonicalize_name(requirement.name)

@@ -10,14 +10,12 @@ from posterior.commands.runs import checks, env_args, table
 
 
 def show(args: argparse.Namespace) -> dict[str, Any]:
-    from envs import registry
+    from envs import listing
 
-    known = registry.known()
+    rows = listing.rows(args.speed)
     if not args.json:
-        width = max((len(name) for name in known), default=0)
-        for name, about in known.items():
-            print(f"{name:<{width}}  {about}")
-    return {"envs": known}
+        print(listing.shown(rows, args.speed))
+    return {"envs": rows}
 
 
 def check(args: argparse.Namespace) -> dict[str, Any]:
