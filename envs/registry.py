@@ -22,6 +22,7 @@ BUILTIN: dict[str, str] = {
     "coding": "envs.coding.env:CodingEnv",
     "graded": "envs.graded:Graded",
     "graph_reach": "envs.graph_reach:GraphReach",
+    "inform": "envs.adventures.inform:Inform",
     "noisy_raters": "envs.noisy_raters:NoisyRaters",
     "key_door": "envs.key_door:KeyDoor",
     "permutations": "envs.permutations:Permutations",
