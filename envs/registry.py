@@ -28,6 +28,9 @@ BUILTIN: dict[str, str] = {
     "permutations": "envs.permutations:Permutations",
     "punchline": "envs.punchline:Punchline",
     "pointer_chase": "envs.pointer_chase:PointerChase",
+    "story": "envs.adventures.story:Story",
+    "textworld": "envs.adventures.textworld:TextWorld",
+    "textworld_express": "envs.adventures.express:TextWorldExpress",
     "trace_execution": "envs.trace_execution:TraceExecution",
     "walk": "envs.walk:Walk",
 }

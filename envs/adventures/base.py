@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 from envs.base import Env, Grade, Observation, Step, Task
 
+COMMAND_LIMIT = 120
+"""Characters of a command that reach a game."""
 CUT = " [...]"
 """Ends an observation that was longer than `observation_chars`."""
 
@@ -122,9 +124,9 @@ class Adventure(Env):
     def play(self, command: str) -> Scene:
         """Give the game one command."""
 
-    @abstractmethod
     def command(self, action: str) -> str:
-        """The command in a model's action; "" if there is none, which costs the step and does nothing."""
+        """The command in a model's action, its first line that is not blank; "" if there is none, which costs the step and does nothing."""
+        return first_line(action)
 
     @abstractmethod
     def commands(self) -> list[str]:
@@ -134,13 +136,17 @@ class Adventure(Env):
     def inventory(self) -> str:
         """What the player holds, as text that names every thing."""
 
-    @abstractmethod
     def save(self) -> bytes:
-        """The engine's state."""
+        """The engine's state. By default nothing: the commands so far lead there again."""
+        return b""
 
-    @abstractmethod
     def load(self, state: bytes) -> None:
-        """Return to a state of `save`; the task's game has been started."""
+        """Return to a state of `save` in the episode that has been restored; its game has been started."""
+        assert self._task is not None
+        self.begin(self._task, self._seed)
+        for command in self._record.commands:
+            if command:
+                self.play(command)
 
     def top(self, task: Task) -> float:
         """The score that counts as full."""
@@ -233,6 +239,12 @@ class Adventure(Env):
         if record.cut:
             parts["observations cut"] = float(record.cut)
         return Grade(value, parts, note=why)
+
+
+def first_line(text: str) -> str:
+    """The first line that is not blank, printable characters only, at most COMMAND_LIMIT of them."""
+    line = next((line for line in text[: 8 * COMMAND_LIMIT].splitlines() if line.strip()), "")
+    return "".join(c if c.isprintable() and c.isascii() else " " for c in line).strip(" >")[:COMMAND_LIMIT]
 
 
 class Games(Sequence[Task]):

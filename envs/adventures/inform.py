@@ -15,8 +15,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from envs.adventures import inform_source, machine, store, worlds
-from envs.adventures.base import Adventure, Games, Scene, checked_split
-from envs.adventures.machine import Machine, command_of
+from envs.adventures.base import Games, Scene, checked_split
+from envs.adventures.machine import MachineAdventure
 from envs.base import InfraError, Move, Prompt, Task
 
 SPLITS = ("train", "test")
@@ -31,7 +31,7 @@ RULES = (
 )
 
 
-class Inform(Adventure):
+class Inform(MachineAdventure):
     """A few rooms, things that score, locked doors, closed chests, the dark; solved when every point is earned.
 
     style: "terse" (a few lower-case words an answer, all of them in `words()`) or "prose" (sentences, and a chat message that explains).
@@ -67,18 +67,16 @@ class Inform(Adventure):
             raise ValueError("inform: slack, thing_points and room_points must be at least 1")
         self.style, self.slack = style, slack
         self.thing_points, self.room_points = thing_points, room_points
-        self.refusal = "no" if style == "terse" else Adventure.refusal
-        self._machine = Machine()
+        self.refusal = "no" if style == "terse" else MachineAdventure.refusal
         self._first = 0
 
     def ready(self) -> None:
         missing = []
         if shutil.which("inform6") is None or not LIBRARY.is_dir():
-            missing.append("inform6: apt-get install inform6-compiler inform6-library")
-        if not machine.jericho_found():
-            missing.append(machine.NEED)
+            missing.append("inform6 (apt-get install inform6-compiler inform6-library)")
+        missing += machine.missing()
         if missing:
-            raise RuntimeError(f"inform needs {'; and '.join(missing)}")
+            raise RuntimeError(f"inform needs {' and '.join(missing)}")
 
     def splits(self) -> Sequence[str]:
         return SPLITS
@@ -123,21 +121,12 @@ class Inform(Adventure):
     def play(self, command: str) -> Scene:
         return self._scene(self._machine.send(command))
 
-    def command(self, action: str) -> str:
-        return command_of(action)
-
     def commands(self) -> list[str]:
         assert self._task is not None
         return self._machine.effective(self._task.meta["candidates"], self._first)
 
     def inventory(self) -> str:
         return " , ".join(self._machine.inside("(self object)"))
-
-    def save(self) -> bytes:
-        return self._machine.state()
-
-    def load(self, state: bytes) -> None:
-        self._machine.restore(state)
 
     def _scene(self, text: str) -> Scene:
         score = self._machine.variable(self._first + 1)
@@ -229,6 +218,6 @@ def _toolchain() -> str:
     """Which compiler and library: a game is compiled anew when they change."""
     compiler = shutil.which("inform6")
     if compiler is None:
-        raise RuntimeError("inform needs inform6: apt-get install inform6-compiler inform6-library")
+        raise RuntimeError("inform needs inform6 (apt-get install inform6-compiler inform6-library)")
     made = [f"{path.stat().st_size} {path.stat().st_mtime_ns}" for path in (Path(compiler), LIBRARY / "version.h")]
     return " ".join(made)

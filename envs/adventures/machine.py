@@ -1,4 +1,5 @@
-"""A Z-machine story file, played by Jericho's Frotz: commands in, text out, counters and state read from memory.
+"""A Z-machine story file, played by Jericho's Frotz: commands in, text out, counters and state read from memory; and what the
+environments that play such files share.
 
 Jericho gives every `FrotzEnv` its own copy of the C library, so several machines in one process do not disturb one another.
 """
@@ -17,10 +18,11 @@ from typing import Any
 import numpy as np
 
 from envs.adventures import zcode
+from envs.adventures.base import Adventure, first_line
 
-COMMAND_LIMIT = 120
-"""Characters of a command that reach the game; Frotz's own buffer holds 198."""
-NEED = "needs jericho: pip install 'jericho==3.3.1' (it is built with gcc: apt-get install build-essential)"
+NEED = "jericho (pip install jericho==3.3.1; it is built with gcc: apt-get install build-essential)"
+ENDED = re.compile(r"\*\*\*.{0,60}\*\*\*|\brestart\b.{0,80}\brestore\b", re.IGNORECASE | re.DOTALL)
+"""What a story says when it has ended."""
 
 FORBIDDEN = frozenset(
     "save restore restart quit q script transcript unscript noscript recording replay undo verify verbose brief superbrief"
@@ -29,23 +31,32 @@ FORBIDDEN = frozenset(
 """First words that reach past the game: they write files, end or restart it, or change how it speaks."""
 
 
+STATUS = re.compile(r"Score: -?\d+ +Moves: \d+$")
+"""Ends the status line, which some stories write among their text."""
+
+
+def seed_of(seed: int) -> int:
+    """A seed that Frotz takes for one: smaller numbers make it count instead of drawing."""
+    return 1000 + seed % 2**30
+
+
 def command_of(action: str) -> str:
     """The one command in an action text: its first line that is not blank, lower case, up to a full stop; "" if there is none or it is
     forbidden. Nothing but letters, digits and - ' , passes."""
-    line = next((line for line in action[: 8 * COMMAND_LIMIT].splitlines() if line.strip()), "")
-    line = re.split(r"[.;!?]|\bthen\b", line.lower().strip(" >\t"), maxsplit=1)[0]
+    line = re.split(r"[.;!?]|\bthen\b", first_line(action).lower(), maxsplit=1)[0]
     words = re.sub(r"[^a-z0-9',\- ]", " ", line).split()
-    return "" if not words or words[0] in FORBIDDEN else " ".join(words)[:COMMAND_LIMIT]
+    return "" if not words or words[0] in FORBIDDEN else " ".join(words)
 
 
 class Machine:
-    """One running story. `load` before anything else; `globals` are numbered as in the story's table."""
+    """One running story; `load` before anything else. raw: its last answer as Frotz gave it, status line and prompt included."""
 
     def __init__(self) -> None:
         self._frotz: Any = None
         self._loaded: tuple[str, int] | None = None
         self._ram = np.zeros(0, np.uint8)
         self.story: zcode.Story
+        self.raw = ""
 
     def load(self, story: Path, seed: int) -> str:
         """Start a story anew and return its opening text. seed: of the story's random numbers, at least 1."""
@@ -63,18 +74,22 @@ class Machine:
                     self._frotz.load(str(story), seed=seed)
             self._loaded = key
             self.story = _story(str(story))
-        text, _ = self._frotz.reset()
+        self.raw, _ = self._frotz.reset()
         self._lib = self._frotz.frotz_lib
         self._ram = np.zeros(self._lib.getRAMSize(), np.uint8)
         self._at = np.ctypeslib.as_ctypes(self._ram)
         self._read()
-        return clean(text)
+        return clean(self.raw)
+
+    def halted(self) -> bool:
+        """Whether the interpreter has stopped."""
+        return bool(self._lib.halted())
 
     def send(self, command: str) -> str:
         """The story's answer to a command that `command_of` let through."""
-        text = self._lib.step(command.encode("ascii", "ignore") + b"\n").decode("cp1252", "replace")
+        self.raw = self._lib.step(command.encode("ascii", "ignore") + b"\n").decode("cp1252", "replace")
         self._read()
-        return clean(text)
+        return clean(self.raw)
 
     def variable(self, number: int) -> int:
         """A global variable, signed."""
@@ -102,13 +117,19 @@ class Machine:
         return found
 
     def effective(self, commands: Sequence[str], first: int) -> list[str]:
-        """Those of the commands that change where the player is, the score or any object. first: of the variables that hold them."""
+        """Those of the commands that change where the player is, the score or any object, one for each different outcome. first: of the
+        variables that hold them."""
         here = self._frotz.get_state()
-        before = self._world(first)
+        known = set()
+        for command in ("look", "xyzzyx"):  # what changes by itself, or by speaking at all, changes now too
+            self.send(command)
+            known.add(self._world(first))
+            self._frotz.set_state(here)
         found = []
         for command in commands:
             self.send(command)
-            if self._world(first) != before:
+            if self._world(first) not in known:
+                known.add(self._world(first))
                 found.append(command)
             self._frotz.set_state(here)
         self._read()
@@ -128,18 +149,46 @@ class Machine:
         self._lib.getRAM(self._at)
 
 
+class MachineAdventure(Adventure):
+    """Played by a `Machine` of its own."""
+
+    def __init__(self, **shared: Any) -> None:
+        super().__init__(**shared)
+        self._machine = Machine()
+        self._text = ""
+
+    def command(self, action: str) -> str:
+        return command_of(action)
+
+    def inventory(self) -> str:
+        if ENDED.search(self._text):
+            return ""
+        here = self._machine.state()
+        text = self._machine.send("inventory")
+        self._machine.restore(here)
+        return text
+
+    def save(self) -> bytes:
+        return self._machine.state()
+
+    def load(self, state: bytes) -> None:
+        self._machine.restore(state)
+
+
+def missing() -> list[str]:
+    """What has to be installed before any story can be played, in words."""
+    return [] if find_spec("jericho") else [NEED]
+
+
 @lru_cache(maxsize=64)
 def _story(path: str) -> zcode.Story:
     return zcode.Story(Path(path).read_bytes())
 
 
-def jericho_found() -> bool:
-    return find_spec("jericho") is not None
-
-
 def clean(text: str) -> str:
     """A story's answer without prompt, status line and blank lines."""
     lines = [" ".join(line.split()) for line in text.split("\n")]
+    lines = [line for line in lines if not STATUS.search(line)]
     while lines and (not lines[-1] or lines[-1].startswith(">")):
         lines.pop()
     if lines and lines[0].startswith(">"):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
-GLOBALS_AT, OBJECTS_AT, SHORT_FORMS_AT, ALPHABET_AT = 0x0C, 0x0A, 0x18, 0x34
-"""Header words: the addresses of four tables (section 11)."""
+DICTIONARY_AT, OBJECTS_AT, GLOBALS_AT, SHORT_FORMS_AT, ALPHABET_AT = 0x08, 0x0A, 0x0C, 0x18, 0x34
+"""Header words: the addresses of five tables (section 11)."""
 _ROWS = ("abcdefghijklmnopqrstuvwxyz", "ABCDEFGHIJKLMNOPQRSTUVWXYZ", "\0\n0123456789.,!?_#'\"/\\-:()")
 
 
@@ -34,6 +34,19 @@ class Story:
         at = self._first + (number - 1) * self._size + self._parent
         return memory[at] if self.version == 3 else int(memory[at]) << 8 | int(memory[at + 1])
 
+    def knows(self, word: str) -> bool:
+        """Whether a word is in the dictionary, which holds the first 6 (version 3) or 9 letters."""
+        return word[: 6 if self.version == 3 else 9] in self._words
+
+    @cached_property
+    def _words(self) -> frozenset[str]:
+        at = self._word(DICTIONARY_AT)
+        at += 1 + self._content[at]  # the separators
+        size, count = self._content[at], self._word(at + 1)
+        letters = 4 if self.version == 3 else 6
+        entries = (self._content[at + 3 + i * size : at + 3 + i * size + letters] for i in range(count))
+        return frozenset(self._text(0, content=entry) for entry in entries)
+
     def _count(self) -> int:
         """The table ends where the first property list begins."""
         at, end = self._first, len(self._content)
@@ -49,11 +62,12 @@ class Story:
         at = self._word(self._first + (number - 1) * self._size + self._properties)
         return self._text(at + 1).strip().lower() if 0 < at < len(self._content) and self._content[at] else ""
 
-    def _text(self, at: int, short: bool = True) -> str:
-        """The string at an address (section 3). short: whether it may hold abbreviations."""
+    def _text(self, at: int, short: bool = True, content: bytes | None = None) -> str:
+        """The string at an address (section 3). short: whether it may hold abbreviations. content: other bytes than the story's."""
+        content = self._content if content is None else content
         codes: list[int] = []
-        while at + 1 < len(self._content):
-            word = self._word(at)
+        while at + 1 < len(content):
+            word = content[at] << 8 | content[at + 1]
             codes += [word >> 10 & 31, word >> 5 & 31, word & 31]
             if word & 0x8000:
                 break
