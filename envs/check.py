@@ -6,7 +6,7 @@ raises; grades are finite and bounded.
 
 An environment may offer two hooks of its own:
 
-    solution(task) -> list[str] | None     actions that solve a task (default, single turn: [task.answer])
+    solution(task) -> list[str] | None     actions that solve a task (default: its walkthrough; single turn: [task.answer])
     async extra_checks(samples) -> dict    figures for the result, with further checks under "checks"
 """
 
@@ -294,6 +294,8 @@ class _Suite:
         if hook is not None:
             actions = hook(task)
             return list(actions) if actions is not None else None
+        if task.walkthrough:
+            return [move.action for move in task.walkthrough]
         return [task.answer] if self.env.max_turns == 1 and task.answer is not None else None
 
     async def _good_answers(self) -> str:

@@ -158,10 +158,6 @@ class Adventure(Env):
 
     # The environment
 
-    def solution(self, task: Task) -> list[str] | None:
-        """For the conformance suite: the commands of the walkthrough."""
-        return [move.action for move in task.walkthrough] if task.walkthrough else None
-
     async def reset(self, task: Task, seed: int) -> Observation:
         self._task, self._seed, self._record = task, seed, Record()
         scene = self.begin(task, seed)

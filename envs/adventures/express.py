@@ -16,6 +16,7 @@ from envs.base import InfraError, Move, Task
 
 SPLITS = ("train", "test")
 KINDS = ("cookingworld", "twc", "coin", "mapreader", "arithmetic", "sorting", "simonsays", "peckingorder")
+FORMAT = 1
 RULES = "You are playing a text game. Answer with one command at a time, such as: move north, take coin, open fridge, inventory, look around."
 
 
@@ -46,7 +47,7 @@ class TextWorldExpress(Adventure):
         self.kind, self.slack = kind, slack
         self.settings = ",".join(f"{name}={value}" for name, value in sorted((settings or {}).items()))
         self._server: Any = None
-        self._seen: dict[str, tuple[list[tuple[int, str]], int]] = {split: ([], 0) for split in SPLITS}
+        self._seen: dict[str, tuple[list[Task], int]] = {split: ([], 0) for split in SPLITS}
         self._last: dict[str, Any] = {}
 
     def ready(self) -> None:
@@ -104,35 +105,42 @@ class TextWorldExpress(Adventure):
     # Games
 
     def _game(self, split: str, index: int) -> Task:
-        seed, opening = self._nth(split, index)
-        self._ask("generateNewGameJSON", seed, split, True)
-        gold = [str(command) for command in self._ask("getGoldActionSequence")]
-        meta = {"seed": seed, "fold": split, "top": 1.0}
-        scenes = [self._scene(self._ask("generateNewGameJSON", seed, split, False))]
-        while not scenes[-1].over and len(scenes) <= len(gold):  # some gold paths go on after the end
-            scenes.append(self.play(gold[len(scenes) - 1]))
-        if not scenes[-1].won:
-            raise InfraError(f"textworld_express: the gold path of {self.kind} {seed} ({split}) does not solve it")
-        moves = tuple(Move(command, scene.text) for command, scene in zip(gold, scenes[1:], strict=False))
-        moves = (*moves[:-1], Move(moves[-1].action))
-        meta["limit"] = math.ceil(self.slack * len(moves))
-        prompt = [{"role": "user", "content": f"{RULES}\n\n{opening}"}]
-        return Task(f"{split}-{index}", prompt, " , ".join(move.action for move in moves), walkthrough=moves, meta=meta)
-
-    def _nth(self, split: str, index: int) -> tuple[int, str]:
-        """(seed, opening) of the index-th game of a fold whose opening belongs to the split. Half of the openings belong to each."""
+        """The index-th game of a fold whose opening belongs to the split (half of all openings to each) and that max_steps allow."""
         found, tried = self._seen[split]
         seeds = list(self._ask("getSeedsTrain" if split == "train" else "getSeedsTest"))
         while len(found) <= index and tried < len(seeds):
             scene = self._scene(self._ask("generateNewGameJSON", seeds[tried], split, False))
             opening = f"{self._ask('getTaskDescription')}\n{scene.text}"
             if (store.stable_hash(opening) % 2 == 1) == (split == "test"):
-                found.append((seeds[tried], opening))
+                moves = self._solved(split, seeds[tried])
+                if len(moves) <= self.max_turns:
+                    found.append(self._task_of(f"{split}-{len(found)}", split, seeds[tried], opening, moves))
             tried += 1
         self._seen[split] = found, tried
         if len(found) <= index:
-            raise ValueError(f"textworld_express: {self.kind} has only {len(found)} {split} games; give games fewer")
+            raise ValueError(f"textworld_express: {self.kind} has only {len(found)} {split} games that max_steps allow; give games fewer")
         return found[index]
+
+    def _task_of(self, name: str, split: str, seed: int, opening: str, moves: tuple[Move, ...]) -> Task:
+        meta = {"seed": seed, "fold": split, "top": 1.0, "limit": math.ceil(self.slack * len(moves))}
+        prompt = [{"role": "user", "content": f"{RULES}\n\n{opening}"}]
+        return Task(name, prompt, " , ".join(move.action for move in moves), walkthrough=moves, meta=meta)
+
+    def _solved(self, split: str, seed: int) -> tuple[Move, ...]:
+        """The library's gold path, played to the end. That of "coin" and "twc" holds a random walk of the library's own: the first one
+        that is made is kept. InfraError if it does not solve the game."""
+        kept = store.folder("textworld_express") / f"{store.key(FORMAT, self.kind, self.settings, split, seed)}.json"
+        if not kept.exists():
+            self._ask("generateNewGameJSON", seed, split, True)
+            gold = [str(command) for command in self._ask("getGoldActionSequence")]
+            scenes = [self._scene(self._ask("generateNewGameJSON", seed, split, False))]
+            while not scenes[-1].over and len(scenes) <= len(gold):  # some gold paths go on after the end
+                scenes.append(self.play(gold[len(scenes) - 1]))
+            if not scenes[-1].won:
+                raise InfraError(f"textworld_express: the gold path of {self.kind} {seed} ({split}) does not solve it")
+            texts = [*(scene.text for scene in scenes[1:-1]), ""]
+            store.write(kept, json.dumps(list(zip(gold, texts, strict=False))).encode())
+        return tuple(Move(command, text) for command, text in json.loads(kept.read_text()))
 
 
 _gateway: Any = None

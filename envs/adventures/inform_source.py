@@ -82,6 +82,7 @@ _TERSE_COFFER = """with after [ i;
     Open: print "open"; objectloop (i in self) print " ", (name) i; new_line; rtrue; ],"""
 
 _TERSE_ROUTINES = """\
+[ ParserError error; error = error; print "no^"; rtrue; ];
 [ Thing i j;
     print " ", (name) i;
     if (i has container) { if (i has open) print " open"; else print " closed"; }

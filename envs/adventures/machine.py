@@ -53,43 +53,40 @@ class Machine:
 
     def __init__(self) -> None:
         self._frotz: Any = None
-        self._loaded: tuple[str, int] | None = None
+        self._lib: Any = None
+        self._rom = b""
         self._ram = np.zeros(0, np.uint8)
         self.story: zcode.Story
         self.raw = ""
 
     def load(self, story: Path, seed: int) -> str:
-        """Start a story anew and return its opening text. seed: of the story's random numbers, at least 1."""
-        key = (str(story), seed)
-        if self._frotz is None or key != self._loaded:
+        """Start a story anew and return its opening text. seed: of `seed_of`."""
+        path = str(story)
+        self._rom, self.story = _story(path)
+        if self._frotz is None:
+            from jericho import FrotzEnv
+
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # that Jericho does not know this story
-                if self._frotz is None:
-                    from jericho import FrotzEnv
-
-                    self._frotz = FrotzEnv(str(story), seed=seed)
-                else:
-                    self._frotz._cache.clear()  # it would keep every story ever played
-                    self._frotz.close()
-                    self._frotz.load(str(story), seed=seed)
-            self._loaded = key
-            self.story = _story(str(story))
-        self.raw, _ = self._frotz.reset()
-        self._lib = self._frotz.frotz_lib
+                self._frotz = FrotzEnv(path, seed=seed)
+            self._lib = self._frotz.frotz_lib
+        # what FrotzEnv.reset does, without the copy that FrotzEnv keeps of every story it ever played
+        self._lib.shutdown()
+        self.raw = self._lib.setup(path.encode(), seed, self._rom, len(self._rom)).decode("cp1252", "replace")
         self._ram = np.zeros(self._lib.getRAMSize(), np.uint8)
         self._at = np.ctypeslib.as_ctypes(self._ram)
         self._read()
         return clean(self.raw)
-
-    def halted(self) -> bool:
-        """Whether the interpreter has stopped."""
-        return bool(self._lib.halted())
 
     def send(self, command: str) -> str:
         """The story's answer to a command that `command_of` let through."""
         self.raw = self._lib.step(command.encode("ascii", "ignore") + b"\n").decode("cp1252", "replace")
         self._read()
         return clean(self.raw)
+
+    def halted(self) -> bool:
+        """Whether the interpreter has stopped."""
+        return bool(self._lib.halted())
 
     def variable(self, number: int) -> int:
         """A global variable, signed."""
@@ -181,8 +178,9 @@ def missing() -> list[str]:
 
 
 @lru_cache(maxsize=64)
-def _story(path: str) -> zcode.Story:
-    return zcode.Story(Path(path).read_bytes())
+def _story(path: str) -> tuple[bytes, zcode.Story]:
+    content = Path(path).read_bytes()
+    return content, zcode.Story(content)
 
 
 def clean(text: str) -> str:

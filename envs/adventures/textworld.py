@@ -6,6 +6,7 @@ import json
 import math
 import re
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -170,7 +171,9 @@ def _watched(story: Path) -> Any:
     """The library's own player of a game, which knows its admissible commands."""
     import textworld
 
-    player = textworld.start(str(story), textworld.EnvInfos(admissible_commands=True))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that Jericho does not know this story
+        player = textworld.start(str(story), textworld.EnvInfos(admissible_commands=True))
     player.reset()
     return player
 
