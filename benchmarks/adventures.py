@@ -24,12 +24,21 @@ from envs.adventures.inform import Inform
 from envs.base import Task
 
 LEVELS: dict[str, dict[str, Any]] = {
-    "small": {"difficulty": {"rooms": [2, 4], "treasures": [1, 2], "doors": [0, 1], "chests": [0, 1], "scored_rooms": 0}},
+    "small": {
+        "difficulty": {"rooms": [2, 4], "treasures": [1, 2], "doors": [0, 1], "chests": [0, 1], "scored_rooms": 0}
+    },
     "usual": {},
     "dark": {"difficulty": {"rooms": [4, 7], "doors": [0, 2], "chests": [0, 2], "dark": [1, 3], "loops": [0, 2]}},
     "prose": {"style": "prose", "difficulty": {"rooms": [4, 7], "doors": [0, 2], "dark": [0, 2]}},
     "large": {
-        "difficulty": {"rooms": [10, 16], "treasures": [3, 6], "doors": [2, 5], "chests": [2, 5], "dark": [0, 4], "scored_rooms": [0, 4]},
+        "difficulty": {
+            "rooms": [10, 16],
+            "treasures": [3, 6],
+            "doors": [2, 5],
+            "chests": [2, 5],
+            "dark": [0, 4],
+            "scored_rooms": [0, 4],
+        },
         "max_steps": 200,
     },
 }

@@ -151,8 +151,9 @@ def _grader(env: SingleTurnEnv) -> Play:
 
 
 def _frotz(env: Env) -> Play:
-    from envs.adventures import store
     from jericho import FrotzEnv
+
+    from envs.adventures import store
 
     engines: dict[str, Any] = {}
 
@@ -241,7 +242,11 @@ def _generated(folder: Path) -> dict[str, Any]:
     task = next(iter(env.tasks("train")))
     path = folder / "generated.z5"
     path.write_bytes((store.folder("inform") / f"{task.meta['key']}.z5").read_bytes())
-    return {"path": str(path), "goal": task.meta["top"], "walkthrough": [move.action for move in task.walkthrough or ()]}
+    return {
+        "path": str(path),
+        "goal": task.meta["top"],
+        "walkthrough": [move.action for move in task.walkthrough or ()],
+    }
 
 
 def run(args: argparse.Namespace) -> list[Measure]:

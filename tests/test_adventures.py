@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import pickle
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +21,24 @@ from envs.check import check_env
 
 WITHOUT = " and ".join([*(["inform6"] if shutil.which("inform6") is None else []), *missing()])
 engine = pytest.mark.skipif(bool(WITHOUT), reason=f"generated adventures need {WITHOUT}")
-HARD = {"rooms": [5, 9], "treasures": [1, 4], "doors": [0, 3], "chests": [0, 3], "dark": [0, 3], "scored_rooms": [1, 3], "loops": [0, 2]}
+HARD = {
+    "rooms": [5, 9],
+    "treasures": [1, 4],
+    "doors": [0, 3],
+    "chests": [0, 3],
+    "dark": [0, 3],
+    "scored_rooms": [1, 3],
+    "loops": [0, 2],
+}
 SMALL = {"rooms": 4, "treasures": 2, "doors": 1, "chests": 1, "dark": 1, "scored_rooms": 1}
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """One cache for all tests of a session, empty at its start."""
     folder = tmp_path_factory.getbasetemp() / "adventures"
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
-    yield folder
+    return folder
 
 
 def play(env: Adventure, task: Task, actions: Sequence[str], seed: int = 0) -> list[Step]:
@@ -147,7 +155,12 @@ def test_weights_are_shares_of_one() -> None:
     assert rewards.value(Record(score=10, won=True, items={"lamp"}, rooms={"den"}), 10) == 1.0
     assert rewards_of({"items": {"lamp": 3}}) == Rewards(score=0.0, items={"lamp": 3})
     assert rewards_of(None) == Rewards()
-    for bad, says in (({"score": 0}, "not all 0"), ({"win": -1}, "at least 0"), ({"gold": 1}, "has the parts"), ({"pay": "late"}, "pay is")):
+    for bad, says in (
+        ({"score": 0}, "not all 0"),
+        ({"win": -1}, "at least 0"),
+        ({"gold": 1}, "has the parts"),
+        ({"pay": "late"}, "pay is"),
+    ):
         with pytest.raises(ValueError, match=says):
             rewards_of(bad)
 
@@ -176,8 +189,19 @@ def test_items_and_rooms_are_paid_at_the_step_that_earns_them() -> None:
 
 # Games
 
-QUESTIONS = ("sing", "take", "take key", "take red", "unlock door", "open", "put lamp in box", "examine me", "version", "wait", "z z z")
-
+QUESTIONS = (
+    "sing",
+    "take",
+    "take key",
+    "take red",
+    "unlock door",
+    "open",
+    "put lamp in box",
+    "examine me",
+    "version",
+    "wait",
+    "z z z",
+)
 
 
 @engine
@@ -204,7 +228,16 @@ def test_terse_games_speak_few_words_and_say_what_happens() -> None:
     rng = np.random.default_rng(0)
     for task in env.tasks("train")[:6]:
         assert set(str(task.prompt).split()) <= words
-        verbs = [*task.meta["candidates"], "look", "inventory", "drop lamp", "close box", "turn off lamp", "take all", *QUESTIONS]
+        verbs = [
+            *task.meta["candidates"],
+            "look",
+            "inventory",
+            "drop lamp",
+            "close box",
+            "turn off lamp",
+            "take all",
+            *QUESTIONS,
+        ]
         actions = [verbs[int(rng.integers(len(verbs)))] for _ in range(50)]
         for action, step in zip(actions, play(env, task, actions), strict=False):
             if not (step.terminated or step.truncated):
@@ -222,7 +255,9 @@ def test_worlds_that_open_alike_belong_to_one_split() -> None:
 
 
 @engine
-def test_games_are_the_same_everywhere_and_made_once(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_games_are_the_same_everywhere_and_made_once(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tasks = Inform(difficulty=SMALL).tasks("test")
     assert len(tasks) == 200
     first = tasks[3]
@@ -262,7 +297,9 @@ def test_an_episode_is_cut_and_says_so() -> None:
     env = Inform(difficulty=SMALL, context_chars=200)
     steps = play(env, task, ["look"] * 50)
     prompt = len(str(task.prompt))
-    shown = [prompt + sum(len("look") + len(step.observation) for step in steps[:n]) for n in (len(steps) - 1, len(steps))]
+    shown = [
+        prompt + sum(len("look") + len(step.observation) for step in steps[:n]) for n in (len(steps) - 1, len(steps))
+    ]
     assert shown[0] < 200 <= shown[1]
     assert steps[-1].truncated
     assert "characters of context" in steps[-1].grade.note  # type: ignore[union-attr]
@@ -311,7 +348,11 @@ def test_branches_from_a_snapshot_are_whole_episodes(style: str) -> None:
             elsewhere = Inform(difficulty=HARD, style=style, rewards={"score": 1.0, "items": {"lamp": 0.5}})
             await elsewhere.reset(other, 0)
             await elsewhere.step("look")
-            for instance in (env, elsewhere, Inform(difficulty=HARD, style=style, rewards={"score": 1.0, "items": {"lamp": 0.5}})):
+            for instance in (
+                env,
+                elsewhere,
+                Inform(difficulty=HARD, style=style, rewards={"score": 1.0, "items": {"lamp": 0.5}}),
+            ):
                 instance.restore(state)
                 assert [await instance.step(action) for action in actions[at:]] == whole[at:]
                 instance.restore(state)
@@ -335,7 +376,7 @@ def test_one_command_reaches_the_game() -> None:
     assert command_of("$verify #record \x00\ud800") == ""
     assert len(command_of("a " * 100_000)) <= 120
     for forbidden in ("save", "RESTORE", "quit", "restart", " script", "undo", "Q", "#restore", ".save", "replay"):
-        assert command_of(forbidden) in ("", "restore") and (command_of(forbidden) == "" or forbidden == "#restore")
+        assert command_of(forbidden) == ""
 
 
 @engine
@@ -344,7 +385,19 @@ def test_nothing_reaches_past_the_game(tmp_path: Path, monkeypatch: pytest.Monke
     env = Inform(difficulty=SMALL)
     task = env.tasks("train")[0]
     before = [step.observation for step in play(env, task, ["look"])]
-    for text in ("save\nx\n", "script", "#restore", "quit", "restart", "undo", "save game. look", "say save", "oops", "again", "x" * 9999):
+    for text in (
+        "save\nx\n",
+        "script",
+        "#restore",
+        "quit",
+        "restart",
+        "undo",
+        "save game. look",
+        "say save",
+        "oops",
+        "again",
+        "x" * 9999,
+    ):
         steps = play(env, task, [text, "y", "look"])
         assert steps[-1].observation == before[0], text
         assert not any(step.terminated or step.reward for step in steps)
@@ -356,7 +409,9 @@ def test_ready_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     Inform().ready()
     real: Callable[..., str | None] = shutil.which
     monkeypatch.setattr(shutil, "which", lambda name: None if name == "inform6" else real(name))
-    with pytest.raises(RuntimeError, match=r"inform needs inform6 \(apt-get install inform6-compiler inform6-library\)$"):
+    with pytest.raises(
+        RuntimeError, match=r"inform needs inform6 \(apt-get install inform6-compiler inform6-library\)$"
+    ):
         Inform().ready()
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -32,14 +31,27 @@ textworld = pytest.mark.skipif(
 express = pytest.mark.skipif(
     shutil.which("java") is None or find_spec("textworld_express") is None, reason="needs Java and textworld-express"
 )
-INTO_THE_CELLAR = "north,east,open window,west,west,take lamp,move rug,open trap door,turn on lamp,down".split(",")
+INTO_THE_CELLAR = [
+    *(
+        "north",
+        "east",
+        "open window",
+        "west",
+        "west",
+        "take lamp",
+        "move rug",
+        "open trap door",
+        "turn on lamp",
+        "down",
+    ),
+]
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path_factory.getbasetemp() / "adventures"
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
-    yield folder
+    return folder
 
 
 @pytest.fixture
@@ -65,7 +77,7 @@ def test_what_is_no_story_is_told(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="is not a Z-machine story of version 3, 4, 5, 7 or 8"):
             StoryFile(content)
     StoryFile(b"\x05" + bytes(100))  # empty tables do not raise
-    with pytest.raises(ValueError, match="story: there is no file .*nowhere.z5"):
+    with pytest.raises(ValueError, match=r"story: there is no file .*nowhere\.z5"):
         list(Story(path=str(tmp_path / "nowhere.z5")).tasks("train"))
 
 
@@ -152,7 +164,9 @@ def test_a_game_of_our_own_as_a_story_file(generated: dict[str, Any]) -> None:
 @engine
 def test_a_story_whose_counters_cannot_be_read_is_refused(generated: dict[str, Any], tmp_path: Path) -> None:
     content = bytearray(Path(generated["path"]).read_bytes())
-    content[0x0C:0x0E] = (int.from_bytes(content[0x0C:0x0E], "big") + 60).to_bytes(2, "big")  # what we read, and what the game does
+    content[0x0C:0x0E] = (int.from_bytes(content[0x0C:0x0E], "big") + 60).to_bytes(
+        2, "big"
+    )  # what we read, and what the game does
     moved = tmp_path / "moved.z5"
     moved.write_bytes(bytes(content))
     with pytest.raises(ValueError, match=r"story: .*moved.z5: room, score and moves were not found"):
@@ -173,7 +187,12 @@ def test_bad_arguments_of_story() -> None:
 @jericho
 @zork
 def test_zork_by_its_memory() -> None:
-    env = Story(path=str(ZORK), goal=35, walkthrough=INTO_THE_CELLAR, rewards={"score": 1, "items": {"lantern": 1}, "rooms": {"cellar": 2}})
+    env = Story(
+        path=str(ZORK),
+        goal=35,
+        walkthrough=INTO_THE_CELLAR,
+        rewards={"score": 1, "items": {"lantern": 1}, "rooms": {"cellar": 2}},
+    )
     env.ready()
     task = env.tasks("train")[0]
     assert "West of House" in str(task.prompt)
@@ -234,7 +253,10 @@ def test_what_is_missing_is_told_with_how_to_install_it(monkeypatch: pytest.Monk
     monkeypatch.setattr(shutil, "which", lambda name: None)
     for env, says in (
         (TextWorld(), "textworld needs jericho .*build-essential.* and textworld .pip install textworld==1.7.0.$"),
-        (TextWorldExpress(), "textworld_express needs Java .apt-get install openjdk-17-jre-headless. and textworld-express .pip"),
+        (
+            TextWorldExpress(),
+            "textworld_express needs Java .apt-get install openjdk-17-jre-headless. and textworld-express .pip",
+        ),
         (Story(path="a.z5"), "story needs jericho .pip install jericho==3.3.1"),
         (Inform(), "inform needs inform6 .* and jericho"),
     ):
@@ -244,9 +266,11 @@ def test_what_is_missing_is_told_with_how_to_install_it(monkeypatch: pytest.Monk
 
 @pytest.mark.slow
 @textworld
-@pytest.mark.parametrize(("kind", "settings"), [("treasure_hunter", {"level": 3}), ("cooking", {}), ("quest", {"quest_length": 3})])
+@pytest.mark.parametrize(
+    ("kind", "settings"), [("treasure_hunter", {"level": 3}), ("cooking", {}), ("quest", {"quest_length": 3})]
+)
 def test_textworld_games(kind: str, settings: dict[str, int]) -> None:
-    args = {"kind": kind, "settings": settings, "games": {"train": 2, "test": 2}}
+    args: dict[str, Any] = {"kind": kind, "settings": settings, "games": {"train": 2, "test": 2}}
     env = TextWorld(**args)
     env.ready()
     train, test = list(env.tasks("train")), list(env.tasks("test"))
@@ -279,7 +303,7 @@ def test_textworld_games(kind: str, settings: dict[str, int]) -> None:
 
 @express
 def test_express_games() -> None:
-    args = {"kind": "coin", "settings": {"numLocations": 3}, "games": {"train": 6, "test": 6}}
+    args: dict[str, Any] = {"kind": "coin", "settings": {"numLocations": 3}, "games": {"train": 6, "test": 6}}
     env = TextWorldExpress(**args, admissible=True)
     env.ready()
     task = env.tasks("test")[0]
@@ -307,7 +331,11 @@ def test_express_games() -> None:
 
 @pytest.mark.slow
 @express
-@pytest.mark.parametrize("kind", ["cookingworld", "twc", "coin", "mapreader", "arithmetic", "sorting", "simonsays", "peckingorder"])
+@pytest.mark.parametrize(
+    "kind", ["cookingworld", "twc", "coin", "mapreader", "arithmetic", "sorting", "simonsays", "peckingorder"]
+)
 def test_every_kind_of_express_game_conforms(kind: str) -> None:
-    report = asyncio.run(check_env("textworld_express", {"kind": kind, "games": {"train": 10, "test": 10}}, samples=10, graded=4))
+    report = asyncio.run(
+        check_env("textworld_express", {"kind": kind, "games": {"train": 10, "test": 10}}, samples=10, graded=4)
+    )
     assert report["ok"], [check for check in report["checks"] if not check["ok"]]

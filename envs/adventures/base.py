@@ -60,7 +60,9 @@ class Rewards:
 
     def __post_init__(self) -> None:
         weights = [self.score, self.win, *self.items.values(), *self.rooms.values()]
-        if any(isinstance(w, bool) or not isinstance(w, int | float) or not 0.0 <= w < 1e6 for w in weights) or not sum(weights):
+        if any(isinstance(w, bool) or not isinstance(w, int | float) or not 0.0 <= w < 1e6 for w in weights) or not sum(
+            weights
+        ):
             raise ValueError(f"rewards: the weights must be numbers of at least 0 and not all 0, not {weights}")
         if self.pay not in ("step", "end"):
             raise ValueError(f"rewards: pay is 'step' or 'end', not {self.pay!r}")
@@ -77,11 +79,11 @@ class Rewards:
 
 def rewards_of(given: Mapping[str, Any] | None) -> Rewards:
     """Rewards from an environment's argument. Raises ValueError for an unknown part."""
-    given = dict(given or {})
-    if "score" not in given and any(given.get(part) for part in ("win", "items", "rooms")):
-        given["score"] = 0.0  # what is named replaces the score, unless it is named too
+    parts: dict[str, Any] = dict(given or {})
+    if "score" not in parts and any(parts.get(part) for part in ("win", "items", "rooms")):
+        parts["score"] = 0.0  # what is named replaces the score, unless it is named too
     try:
-        return Rewards(**{k: dict(v) if k in ("items", "rooms") else v for k, v in given.items()})
+        return Rewards(**parts)
     except TypeError as error:
         raise ValueError(f"rewards has the parts score, win, items, rooms and pay, not {given!r} ({error})") from error
 

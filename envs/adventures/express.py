@@ -17,14 +17,17 @@ from envs.base import InfraError, Move, Task
 SPLITS = ("train", "test")
 KINDS = ("cookingworld", "twc", "coin", "mapreader", "arithmetic", "sorting", "simonsays", "peckingorder")
 FORMAT = 1
-RULES = "You are playing a text game. Answer with one command at a time, such as: move north, take coin, open fridge, inventory, look around."
+RULES = (
+    "You are playing a text game. Answer with one command at a time, such as: move north, take coin, open fridge, inventory, "
+    "look around."
+)
 
 
 class TextWorldExpress(Adventure):
-    """kind: of KINDS. settings: of the kind, as TextWorld-Express names them (numLocations, includeDoors, ...). games: how many a split has.
+    """kind: of KINDS. settings: of the kind, as TextWorld-Express names them (numLocations, includeDoors, ...).
 
-    The splits are the library's own folds, less the games that open alike in both. slack: the step limit as a multiple of the gold path,
-    at most max_steps. All instances in a process share one Java machine.
+    games: how many a split has. The splits are the library's own folds; of the openings that both could have, half belong to each.
+    slack: the step limit as a multiple of the gold path, at most max_steps. All instances in a process share one Java machine.
     """
 
     description: ClassVar[str] = "TextWorld-Express: eight kinds of generated games, needs Java (multi-turn, exact)"
@@ -43,7 +46,9 @@ class TextWorldExpress(Adventure):
             raise ValueError(f"textworld_express: kind is one of {', '.join(KINDS)}, not {kind!r}")
         self.games = {"train": 300, "test": 100} | dict(games or {})
         if set(self.games) != set(SPLITS) or min(self.games.values()) < 1 or not slack >= 1.0:
-            raise ValueError("textworld_express: games gives the number of train and test games, at least 1, and slack is at least 1")
+            raise ValueError(
+                "textworld_express: games gives the number of train and test games, at least 1, and slack is at least 1"
+            )
         self.kind, self.slack = kind, slack
         self.settings = ",".join(f"{name}={value}" for name, value in sorted((settings or {}).items()))
         self._server: Any = None
@@ -118,7 +123,9 @@ class TextWorldExpress(Adventure):
             tried += 1
         self._seen[split] = found, tried
         if len(found) <= index:
-            raise ValueError(f"textworld_express: {self.kind} has only {len(found)} {split} games that max_steps allow; give games fewer")
+            raise ValueError(
+                f"textworld_express: {self.kind} has only {len(found)} {split} games that max_steps allow; give games fewer"
+            )
         return found[index]
 
     def _task_of(self, name: str, split: str, seed: int, opening: str, moves: tuple[Move, ...]) -> Task:

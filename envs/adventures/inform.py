@@ -62,7 +62,9 @@ class Inform(MachineAdventure):
         if style not in inform_source.STYLES:
             raise ValueError(f"inform: style is {' or '.join(inform_source.STYLES)}, not {style!r}")
         if set(self.games) != set(SPLITS) or min(self.games.values()) < 1:
-            raise ValueError(f"inform: games gives the number of {' and '.join(SPLITS)} games, at least 1, not {games!r}")
+            raise ValueError(
+                f"inform: games gives the number of {' and '.join(SPLITS)} games, at least 1, not {games!r}"
+            )
         if not slack >= 1.0 or min(thing_points, room_points) < 1:
             raise ValueError("inform: slack, thing_points and room_points must be at least 1")
         self.style, self.slack = style, slack
@@ -152,7 +154,8 @@ class Inform(MachineAdventure):
         proof = self._proven(story, world, stages)
         opening, *answers = proof["texts"]
         moves = tuple(
-            Move(stage.command, "" if stage is stages[-1] else text) for stage, text in zip(stages, answers, strict=True)
+            Move(stage.command, "" if stage is stages[-1] else text)
+            for stage, text in zip(stages, answers, strict=True)
         )
         meta = {
             "key": story.stem,
@@ -166,9 +169,11 @@ class Inform(MachineAdventure):
         return Task(f"{split}-{index}", self._prompt(world, opening), answer, walkthrough=moves, meta=meta)
 
     def _prompt(self, world: worlds.World, opening: str) -> Prompt:
+        """What is to be found and visited, and what the game says first."""
         if self.style == "terse":
-            goals = " ".join([*(["find", *world.treasures] * bool(world.treasures)), *(["visit", *world.scored] * bool(world.scored))])
-            return f"{goals} {opening}"
+            found = ["find", *world.treasures] if world.treasures else []
+            visited = ["visit", *world.scored] if world.scored else []
+            return " ".join([*found, *visited, opening])
         goals = [f"find the {thing}" for thing in world.treasures] + [f"visit the {room}" for room in world.scored]
         return [{"role": "user", "content": f"{RULES}\nYour tasks: {', '.join(goals)}.\n\n{opening}"}]
 

@@ -134,9 +134,9 @@ _PROSE_ROUTINES = """\
         any = true;
         print " ", (name) i;
         to = real_location.d;
-        if (to ofclass Gate && location ~= thedark) { 
-            print " (the ", (name) to; 
-            if (to has locked) print ", locked"; 
+        if (to ofclass Gate && location ~= thedark) {
+            print " (the ", (name) to;
+            if (to has locked) print ", locked";
             print ")";
         }
     }
@@ -163,7 +163,8 @@ def source(world: World, style: str, thing_points: int, room_points: int) -> str
     lines = [head]
     for name in world.rooms:
         ways = [
-            f"{way[0]}_to {_gate(world, name, other) or room[other]}" for way, other in sorted(world.exits(name).items())
+            f"{way[0]}_to {_gate(world, name, other) or room[other]}"
+            for way, other in sorted(world.exits(name).items())
         ]
         has = " ".join(["light" if name not in world.dark else "~light", *(["scored"] if name in world.scored else [])])
         shown = name if terse else name.capitalize()
@@ -184,7 +185,10 @@ def source(world: World, style: str, thing_points: int, room_points: int) -> str
         if thing == LAMP:
             has = "switchable"
         light = ", after [; SwitchOn: give self light; SwitchOff: give self ~light; ]" if thing == LAMP else ""
-        lines.append(f'Object {ident} "{thing}" {chest.get(place) or room[place]} with name {words}{light}' + (f", has {has};" if has else ";"))
+        lines.append(
+            f'Object {ident} "{thing}" {chest.get(place) or room[place]} with name {words}{light}'
+            + (f", has {has};" if has else ";")
+        )
     lines.append(_TERSE_ROUTINES if terse else _PROSE_ROUTINES)
     lines.append(_TAIL.format(start=room[world.rooms[0]], notify=0 if terse else 1))
     return "\n".join(lines)

@@ -25,8 +25,21 @@ ENDED = re.compile(r"\*\*\*.{0,60}\*\*\*|\brestart\b.{0,80}\brestore\b", re.IGNO
 """What a story says when it has ended."""
 
 FORBIDDEN = frozenset(
-    "save restore restart quit q script transcript unscript noscript recording replay undo verify verbose brief superbrief"
-    " normal long short notify".split()
+    {
+        "save",
+        "restore",
+        "restart",
+        "quit",
+        "q",
+        "undo",
+        "script",
+        "transcript",
+        "unscript",
+        "noscript",
+        "recording",
+        "replay",
+    }
+    | {"verify", "verbose", "brief", "superbrief", "normal", "long", "short", "notify"}
 )
 """First words that reach past the game: they write files, end or restart it, or change how it speaks."""
 
@@ -44,8 +57,9 @@ def command_of(action: str) -> str:
     """The one command in an action text: its first line that is not blank, lower case, up to a full stop; "" if there is none or it is
     forbidden. Nothing but letters, digits and - ' , passes."""
     line = re.split(r"[.;!?]|\bthen\b", first_line(action).lower(), maxsplit=1)[0]
-    words = re.sub(r"[^a-z0-9',\- ]", " ", line).split()
-    return "" if not words or words[0] in FORBIDDEN else " ".join(words)
+    line = " ".join(re.sub(r"[^a-z0-9',\- ]", " ", line).split())
+    starts = {part.split()[0] for part in line.split(",") if part.strip()}  # "lamp, save" is an order too
+    return "" if starts & FORBIDDEN else line
 
 
 class Machine:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,9 +16,24 @@ from envs.base import Move, Task
 
 FORMAT = 1
 SAID = re.compile(r"(?:score is|scored)\s+(-?\d+)(?:\D{0,30}?of\D{0,20}?(\d+))?", re.IGNORECASE)
-DIRECTIONS = ("north", "east", "south", "west", "northeast", "northwest", "southeast", "southwest", "up", "down", "in", "out")
+DIRECTIONS = (
+    "north",
+    "east",
+    "south",
+    "west",
+    "northeast",
+    "northwest",
+    "southeast",
+    "southwest",
+    "up",
+    "down",
+    "in",
+    "out",
+)
 VERBS = ("take", "open", "read", "move", "push", "turn on", "unlock", "enter", "climb", "drop")
-NO_NOUNS = frozenset({*DIRECTIONS, "the", "and", "all", "with", "for", "that", "this", "there", "here", "you", "into", "from"})
+NO_NOUNS = frozenset(
+    {*DIRECTIONS, "the", "and", "all", "with", "for", "that", "this", "there", "here", "you", "into", "from"}
+)
 RULES = "You are playing a text adventure. Answer with one command at a time, such as: north, take lamp, open door, inventory, look."
 
 

@@ -58,7 +58,9 @@ class TextWorld(MachineAdventure):
             raise ValueError(f"textworld: {kind} has no setting {min(unknown)!r}; it takes {', '.join(KINDS[kind])}")
         self.games = {"train": 100, "test": 20} | dict(games or {})
         if set(self.games) != set(SPLITS) or min(self.games.values()) < 1 or not slack >= 1.0:
-            raise ValueError("textworld: games gives the number of train and test games, at least 1, and slack is at least 1")
+            raise ValueError(
+                "textworld: games gives the number of train and test games, at least 1, and slack is at least 1"
+            )
         self.kind, self.settings, self.slack = kind, KINDS[kind] | dict(settings or {}), slack
         self._score, self._room = 0.0, ""
         self._library: Any = None
@@ -135,8 +137,8 @@ class TextWorld(MachineAdventure):
         return Task(f"{split}-{index}", prompt, " , ".join(made["walkthrough"]), walkthrough=moves, meta=meta)
 
     def _made(self, seed: int, held_out: bool, key: str = "") -> dict[str, Any]:
-        """What is known of a game, made and proven once: {key, held_out, opening, walkthrough, texts, top}; the story and the
-        library's own description lie beside it. held_out: draw the food of "cooking" from the held-out share. key: the name it must have."""
+        """What is known of a game, made and proven once: {key, held_out, opening, walkthrough, texts, top}. The story and the library's
+        own description lie beside it. held_out: draw the food of "cooking" from the held-out share. key: the name it must have."""
         food = {"split": "test" if held_out else "train", "recipe_seed": seed} if self.kind == "cooking" else {}
         settings = self.settings | food
         name = store.key(FORMAT, self.kind, sorted(settings.items()), seed)

@@ -117,7 +117,7 @@ def draw(difficulty: Difficulty, rng: np.random.Generator) -> World:
 
     # A colour for each locked door, in the order in which they can be reached; `behind` makes it a topological one.
     # A loop could lead around a door, so a locked room has no other way in.
-    gates = sorted((int(i) for i in rng.choice(np.arange(1, len(rooms)), size["doors"], replace=False)))
+    gates = sorted(int(i) for i in rng.choice(np.arange(1, len(rooms)), size["doors"], replace=False))
     locked = [rooms[i] for i in gates]
     corridors = [c for c in corridors if _keeps(c, above, set(locked), behind)]
     colours = [str(c) for c in rng.permutation(COLOURS)[: len(locked)]]
@@ -134,7 +134,7 @@ def draw(difficulty: Difficulty, rng: np.random.Generator) -> World:
     for treasure in treasures:
         places[treasure] = _pick(rooms[1:], rng)
     chests: dict[str, str] = {}
-    hidden = [t for t in rng.permutation([t for t in places if t != LAMP]).tolist()][: size["chests"]]
+    hidden = rng.permutation([t for t in places if t != LAMP]).tolist()[: size["chests"]]
     for name, thing in zip(rng.permutation(CHESTS).tolist(), hidden, strict=False):
         chests[name], places[thing] = places[thing], name
     return World(tuple(rooms), tuple(corridors), doors, chests, places, tuple(dark), tuple(scored), tuple(treasures))
@@ -266,7 +266,9 @@ class _Planner:
         return way
 
 
-def _map(rooms: Sequence[str], loops: int, rng: np.random.Generator) -> tuple[list[tuple[str, str, str]], dict[str, str]]:
+def _map(
+    rooms: Sequence[str], loops: int, rng: np.random.Generator
+) -> tuple[list[tuple[str, str, str]], dict[str, str]]:
     """Corridors (room, way, room) of a random tree on a grid and up to `loops` more; and the room from which each was dug."""
     cell = {rooms[0]: (0, 0)}
     corridors: list[tuple[str, str, str]] = []
@@ -292,7 +294,9 @@ def _map(rooms: Sequence[str], loops: int, rng: np.random.Generator) -> tuple[li
     return corridors + [near[int(i)] for i in rng.permutation(len(near))[:loops]], above
 
 
-def _keeps(corridor: tuple[str, str, str], above: Mapping[str, str], locked: set[str], behind: Mapping[str, Sequence[str]]) -> bool:
+def _keeps(
+    corridor: tuple[str, str, str], above: Mapping[str, str], locked: set[str], behind: Mapping[str, Sequence[str]]
+) -> bool:
     """Whether a corridor belongs to the tree, or joins two rooms behind the same locked doors."""
     a, _, b = corridor
     return above.get(b) == a or set(behind[a]) & locked == set(behind[b]) & locked
