@@ -321,6 +321,9 @@ def test_admissible_commands_are_those_that_do_something() -> None:
         listed = step.info["admissible"]
         assert way(task)[i + 1] in listed
         assert step.observation.split("\n") == [before[i].observation, f"commands : {' , '.join(listed)}"]
+    task = env.tasks("train")[0]  # what is learnt from a walkthrough reads the same
+    assert [move.observation for move in task.walkthrough or ()][:-1] == [step.observation for step in steps[:-1]]
+    assert str(task.prompt).split("\n")[1].startswith("commands : ")
     for command in steps[0].info["admissible"]:
         assert play(Inform(difficulty=SMALL), task, [way(task)[0], command])[-1].observation != "no"
     assert set(" ".join(step.observation for step in steps[:-1]).split()) <= set(env.words())

@@ -6,10 +6,10 @@ import pickle
 import re
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from envs.base import Env, Grade, Observation, Step, Task
+from envs.base import Env, Grade, Observation, Prompt, Step, Task
 
 COMMAND_LIMIT = 120
 """Characters of a command that reach a game."""
@@ -49,7 +49,8 @@ class Rewards:
     """What an episode is to earn; the weights are divided by their sum, so that all of it together is 1.
 
     score: the game's own score, as a share of the highest. win: the game's own good end. items: name -> weight, for holding a thing once.
-    rooms: name -> weight, for having been there. pay: each gain at the step that makes it, or all at the end.
+    rooms: name -> weight, for having been there; what a game does not have cannot be earned in it. pay: each gain at the step that makes
+    it, or all at the end.
     """
 
     score: float = 1.0
@@ -60,9 +61,8 @@ class Rewards:
 
     def __post_init__(self) -> None:
         weights = [self.score, self.win, *self.items.values(), *self.rooms.values()]
-        if any(isinstance(w, bool) or not isinstance(w, int | float) or not 0.0 <= w < 1e6 for w in weights) or not sum(
-            weights
-        ):
+        fair = all(isinstance(w, int | float) and not isinstance(w, bool) and 0.0 <= w < 1e6 for w in weights)
+        if not fair or not sum(weights):
             raise ValueError(f"rewards: the weights must be numbers of at least 0 and not all 0, not {weights}")
         if self.pay not in ("step", "end"):
             raise ValueError(f"rewards: pay is 'step' or 'end', not {self.pay!r}")
@@ -82,6 +82,9 @@ def rewards_of(given: Mapping[str, Any] | None) -> Rewards:
     parts: dict[str, Any] = dict(given or {})
     if "score" not in parts and any(parts.get(part) for part in ("win", "items", "rooms")):
         parts["score"] = 0.0  # what is named replaces the score, unless it is named too
+    for part in ("items", "rooms"):
+        if part in parts:
+            parts[part] = {str(name).lower(): weight for name, weight in dict(parts[part]).items()}
     try:
         return Rewards(**parts)
     except TypeError as error:
@@ -158,6 +161,28 @@ class Adventure(Env):
         """Commands before this task's episode is cut."""
         return min(self.max_turns, int(task.meta.get("limit", self.max_turns)))
 
+    def games_of(self, count: int, make: Callable[[int], Task]) -> Games:
+        """A split of so many games, whose prompts and walkthroughs read as an episode will."""
+        return Games(count, lambda i: self._as_read(make(i)))
+
+    def _as_read(self, task: Task) -> Task:
+        moves = task.walkthrough or ()
+        if not self.admissible:
+            return replace(
+                task, walkthrough=tuple(replace(m, observation=self._shown(m.observation)) for m in moves) or None
+            )
+        self.begin(task, 0)
+        if isinstance(task.prompt, str):
+            prompt: Prompt = listed(task.prompt, self.commands())
+        else:
+            *before, last = task.prompt
+            prompt = [*before, {**last, "content": listed(last["content"], self.commands())}]
+        told = []
+        for move in moves:
+            scene = self.play(move.action)
+            told.append(replace(move, observation="" if scene.over else self._shown(scene.text, self.commands())))
+        return replace(task, prompt=prompt, walkthrough=tuple(told) or None)
+
     # The environment
 
     async def reset(self, task: Task, seed: int) -> Observation:
@@ -178,11 +203,9 @@ class Adventure(Env):
         scene = self.play(command) if command else Scene(self.refusal, record.score)
         self._note(scene)
         value = self.rewards.value(record, self.top(task))
-        observation = self._shown(scene.text)
-        info: dict[str, Any] = {}
-        if self.admissible and not scene.over:
-            info["admissible"] = self.commands()
-            observation = f"{observation}\n{told(info['admissible'])}"
+        record.cut += len(scene.text) > self.observation_chars
+        info = {"admissible": self.commands()} if self.admissible and not scene.over else {}
+        observation = self._shown(scene.text, info.get("admissible"))
         record.chars += len(action) + len(observation)
         why = ""
         if value < 1.0 and not scene.over:
@@ -223,11 +246,11 @@ class Adventure(Env):
             held = f" {' '.join(re.findall(r'[a-z0-9-]+', self.inventory().lower()))} "
             record.items |= {name for name in self.rewards.items if f" {name} " in held}
 
-    def _shown(self, text: str) -> str:
-        if len(text) <= self.observation_chars:
-            return text
-        self._record.cut += 1
-        return text[: self.observation_chars - len(CUT)] + CUT
+    def _shown(self, text: str, commands: Sequence[str] | None = None) -> str:
+        """What the model reads of an answer: cut, with a mark, and followed by the admissible commands where they are told."""
+        if len(text) > self.observation_chars:
+            text = text[: self.observation_chars - len(CUT)] + CUT
+        return text if commands is None else listed(text, commands)
 
     def _grade(self, value: float, why: str) -> Grade:
         record = self._record
@@ -262,9 +285,9 @@ class Games(Sequence[Task]):
         return self._make(index % self._count)
 
 
-def told(commands: Sequence[str]) -> str:
-    """The line that lists admissible commands."""
-    return f"commands : {' , '.join(commands)}"
+def listed(text: str, commands: Sequence[str]) -> str:
+    """A text with the line that lists admissible commands."""
+    return f"{text}\ncommands : {' , '.join(commands)}"
 
 
 def checked_split(name: str, split: str, splits: Sequence[str]) -> None:

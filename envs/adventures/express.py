@@ -11,7 +11,7 @@ from threading import Lock
 from typing import Any, ClassVar
 
 from envs.adventures import store
-from envs.adventures.base import Adventure, Games, Scene, checked_split
+from envs.adventures.base import Adventure, Scene, checked_split
 from envs.base import InfraError, Move, Task
 
 SPLITS = ("train", "test")
@@ -70,7 +70,7 @@ class TextWorldExpress(Adventure):
 
     def tasks(self, split: str) -> Sequence[Task]:
         checked_split("textworld_express", split, SPLITS)
-        return Games(self.games[split], lambda i: self._game(split, i))
+        return self.games_of(self.games[split], lambda i: self._game(split, i))
 
     # The engine
 

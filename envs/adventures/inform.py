@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from envs.adventures import inform_source, machine, store, worlds
-from envs.adventures.base import Games, Scene, checked_split
+from envs.adventures.base import Scene, checked_split
 from envs.adventures.machine import MachineAdventure
 from envs.base import InfraError, Move, Prompt, Task
 
@@ -71,6 +71,7 @@ class Inform(MachineAdventure):
         self.thing_points, self.room_points = thing_points, room_points
         self.refusal = "no" if style == "terse" else MachineAdventure.refusal
         self._first, self._top = 0, 0
+        self._candidates: list[str] = []
         self._words = frozenset(self.words())
 
     def ready(self) -> None:
@@ -92,7 +93,7 @@ class Inform(MachineAdventure):
 
     def tasks(self, split: str) -> Sequence[Task]:
         checked_split("inform", split, SPLITS)
-        return Games(self.games[split], lambda i: self._game(split, i))
+        return self.games_of(self.games[split], lambda i: self._game(split, i))
 
     def world(self, split: str, index: int) -> tuple[worlds.World, list[worlds.Stage]]:
         """The index-th world of a split, and its plan."""
@@ -118,15 +119,14 @@ class Inform(MachineAdventure):
             if story.stem != meta["key"]:
                 raise ValueError(f"inform: task {task.id} was made with other arguments or another compiler")
         text = self._machine.load(story, machine.seed_of(seed))
-        self._first, self._top = meta["first_global"], meta["top"]
+        self._first, self._top, self._candidates = meta["first_global"], meta["top"], meta["candidates"]
         return self._scene(text)
 
     def play(self, command: str) -> Scene:
         return self._scene(self._machine.send(command))
 
     def commands(self) -> list[str]:
-        assert self._task is not None
-        return self._machine.effective(self._task.meta["candidates"], self._first)
+        return self._machine.effective(self._candidates, self._first)
 
     def inventory(self) -> str:
         return " , ".join(self._machine.inside("(self object)"))

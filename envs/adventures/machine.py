@@ -24,26 +24,11 @@ NEED = "jericho (pip install jericho==3.3.1; it is built with gcc: apt-get insta
 ENDED = re.compile(r"\*\*\*.{0,60}\*\*\*|\brestart\b.{0,80}\brestore\b", re.IGNORECASE | re.DOTALL)
 """What a story says when it has ended."""
 
-FORBIDDEN = frozenset(
-    {
-        "save",
-        "restore",
-        "restart",
-        "quit",
-        "q",
-        "undo",
-        "script",
-        "transcript",
-        "unscript",
-        "noscript",
-        "recording",
-        "replay",
-    }
-    | {"verify", "verbose", "brief", "superbrief", "normal", "long", "short", "notify"}
-)
+FORBIDDEN = frozenset((
+    *("save", "restore", "restart", "quit", "q", "undo", "script", "transcript", "unscript", "noscript", "recording", "replay"),
+    *("verify", "verbose", "brief", "superbrief", "normal", "long", "short", "notify"),
+))  # fmt: skip
 """First words that reach past the game: they write files, end or restart it, or change how it speaks."""
-
-
 STATUS = re.compile(r"Score: -?\d+ +Moves: \d+$")
 """Ends the status line, which some stories write among their text."""
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from envs.adventures import machine, store
-from envs.adventures.base import Games, Scene, checked_split
+from envs.adventures.base import Scene, checked_split
 from envs.adventures.machine import ENDED, Machine, MachineAdventure
 from envs.base import Move, Task
 
@@ -89,7 +89,7 @@ class Story(MachineAdventure):
 
     def tasks(self, split: str) -> Sequence[Task]:
         checked_split("story", split, self.splits())
-        return Games(len(self.files[split]), lambda i: self._game(self.files[split][i], split))
+        return self.games_of(len(self.files[split]), lambda i: self._game(self.files[split][i], split))
 
     def _game(self, file: Path, split: str) -> Task:
         reading = self._read(file)

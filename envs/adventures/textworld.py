@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from envs.adventures import machine, store
-from envs.adventures.base import Adventure, Games, Scene, checked_split
+from envs.adventures.base import Adventure, Scene, checked_split
 from envs.adventures.machine import ENDED, MachineAdventure
 from envs.base import InfraError, Move, Task
 
@@ -77,7 +77,7 @@ class TextWorld(MachineAdventure):
 
     def tasks(self, split: str) -> Sequence[Task]:
         checked_split("textworld", split, SPLITS)
-        return Games(self.games[split], lambda i: self._game(split, i))
+        return self.games_of(self.games[split], lambda i: self._game(split, i))
 
     # The engine
 
