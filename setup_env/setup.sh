@@ -51,6 +51,9 @@ missing_packages() {
     loads "$python" libseccomp.so.2 || echo libseccomp2
     loads "$python" libnuma.so.1 || echo libnuma1 # vLLM's CPU kernels link against it
     command -v valgrind >/dev/null || echo valgrind # counts work where the processor's own counters are out of reach
+    command -v inform6 >/dev/null || echo inform6-compiler # generated text adventures
+    [ -d /usr/share/inform6/library ] || echo inform6-library
+    command -v gcc >/dev/null && command -v make >/dev/null || echo build-essential # pip builds jericho, which plays them
     command -v chromium >/dev/null || echo chromium # the tests open the report in it
 }
 
@@ -111,7 +114,7 @@ if [ "$EXTRA" = cpu ]; then
     options+=(--find-links "$CACHE/stand_ins" torchvision==99.0 torchaudio==99.0 torchcodec==99.0 triton==99.0)
     options+=("torch==$TORCH+cpu")
 fi
-"$VENV/bin/python" -m pip install "${options[@]}" -e ".[$EXTRA,dev,reasoning-gym,openenv]" || die "pip could not install Posterior; see above"
+"$VENV/bin/python" -m pip install "${options[@]}" -e ".[$EXTRA,dev,adventures,reasoning-gym,openenv]" || die "pip could not install Posterior; see above"
 
 say "4/4 check"
 "$VENV/bin/python" -m pip check || die "the installed packages contradict each other; remove $VENV and try again"

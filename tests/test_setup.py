@@ -62,7 +62,7 @@ def test_an_ordinary_user_is_told_the_one_line_to_run(tools: Path) -> None:
     prefix = "setup: error: system packages are missing; run: sudo apt-get update && sudo apt-get install -y "
     assert message.startswith(prefix)
     packages = message.removeprefix(prefix).split()
-    assert {"bubblewrap", "valgrind", "chromium"} <= set(packages)
+    assert {"bubblewrap", "valgrind", "chromium", "inform6-compiler", "build-essential"} <= set(packages)
     assert "python3-venv" not in packages
 
 
@@ -101,7 +101,7 @@ def test_every_installed_requirement_is_pinned() -> None:
     lines = (ROOT / "setup_env" / "constraints.txt").read_text().split()
     pins = {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in lines)}
     found: dict[NormalizedName, str] = {}
-    waiting = [Requirement("posterior[cpu,gpu,dev,reasoning-gym,openenv]")]
+    waiting = [Requirement("posterior[cpu,gpu,dev,adventures,textworld-express,reasoning-gym,openenv]")]
     while waiting:
         requirement = waiting.pop()
         name = canonicalize_name(requirement.name)
