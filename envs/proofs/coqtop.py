@@ -1,0 +1,183 @@
+"""A warm Coq session in the sandbox: sentences in, goals out, and back to any earlier point.
+
+The session stands at a path of sentences. `goto` leads to another path: back to where the two part (`BackTo`, about as quick as a tactic),
+then forward. So a proof's state is its script, and forking one costs nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+import subprocess
+import time
+from collections.abc import Sequence
+
+import psutil
+
+from envs.base import InfraError
+from envs.proofs import confined
+from envs.proofs.backend import Goal
+from envs.proofs.confined import Limits
+
+COQTOP = "/usr/bin/coqtop"
+_PROMPT = re.compile(rb"<prompt>[^<>\n]{0,200} < (\d+) \|([^<>|\n]{0,200})\| \d+ < </prompt>$")
+_MOST_SENTENCES = 4000
+"""Until the session is started anew: what it has forgotten keeps some memory."""
+_SETUP = ("Set Silent.", "Set Printing Width 1000.", "Set Printing Depth 60.", "Set Warnings \"-all\".")
+
+
+class Stuck(Exception):
+    """The sentence passed a limit or ended the session, by its own doing; the message says how."""
+
+
+class Coqtop:
+    """One coqtop process. opening: sentences that every path begins with. shown: folders it may read. flags: on its command line."""
+
+    def __init__(
+        self, opening: Sequence[str], limits: Limits, shown: Sequence[tuple[str, str]] = (), flags: Sequence[str] = ()
+    ) -> None:
+        self.opening, self.limits, self.shown, self.flags = tuple(opening), limits, tuple(shown), tuple(flags)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._clock: psutil.Process | None = None
+        self._state = self._base = 0
+        self._path: list[tuple[str, int]] = []
+        self._sent = 0
+
+    def goto(self, path: Sequence[str]) -> None:
+        """Stand behind these sentences, which have been accepted before (or are ours). Raises Stuck, and InfraError if one now fails."""
+        if self._process is None or self._sent > _MOST_SENTENCES:
+            self._start()
+        common = 0
+        while common < min(len(path), len(self._path)) and self._path[common][0] == path[common]:
+            common += 1
+        if common < len(self._path):
+            target = self._path[common - 1][1] if common else self._base
+            self._exchange(f"BackTo {target}.")
+            if self._state != target:  # a sentence was more than one: the session has lost its place
+                self._start()
+                common = 0
+            del self._path[common:]
+        for sentence in path[common:]:
+            error = self.send(sentence)
+            if error:
+                self.close()
+                raise InfraError(f"coqtop refuses a sentence that it took before: {sentence[:80]}: {error[:200]}")
+
+    def send(self, sentence: str) -> str:
+        """Execute a sentence here; the error message, "" if there is none. Raises Stuck and InfraError."""
+        before = self._state
+        out = self._exchange(sentence)
+        if self._state > before:
+            self._path.append((sentence, self._state))
+            return ""
+        return error_text(out)
+
+    def goals(self) -> tuple[list[Goal], bool]:
+        """(open goals, whether none is left anywhere)."""
+        out = self._exchange("Show.")
+        return read_goals(out), "No more goals" in out
+
+    def close(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
+                if pipe:
+                    pipe.close()
+        self._path, self._sent, self._clock = [], 0, None
+
+    def _start(self) -> None:
+        self.close()
+        command = ["exec", COQTOP, "-q", "-emacs", *self.flags]
+        self._process = confined.start(command, self.limits, self.shown)
+        try:
+            self._read(60.0, 600.0)
+            for sentence in (*self.opening, *_SETUP):
+                before = self._state
+                out = self._exchange(sentence, 60.0)
+                if self._state <= before:
+                    raise InfraError(f"coqtop refuses {sentence[:100]!r}: {error_text(out)[:300]}")
+        except Stuck as error:
+            raise InfraError(f"coqtop does not start: {error}") from None
+        self._base, self._path = self._state, []
+
+    def _exchange(self, sentence: str, cpu: float | None = None) -> str:
+        assert self._process is not None and self._process.stdin is not None
+        self._sent += 1
+        try:
+            self._process.stdin.write(sentence.encode() + b"\n")
+            self._process.stdin.flush()
+        except OSError:
+            pass  # it has ended; reading says how
+        return self._read(cpu or self.limits.cpu_seconds, self.limits.wall_seconds)
+
+    def _read(self, cpu: float, wall: float) -> str:
+        """What it prints up to its next prompt."""
+        assert self._process is not None and self._process.stdout is not None
+        fd, out = self._process.stdout.fileno(), bytearray()
+        began, spent = time.monotonic(), self._cpu() if self._state else 0.0
+        wait = min(cpu, 0.5)
+        while True:
+            if select.select([fd], [], [], wait)[0]:
+                part = os.read(fd, 1 << 16)
+                out += part
+                if not part:
+                    raise self._ended(bytes(out))
+                found = _PROMPT.search(out, max(0, len(out) - 500))
+                if found:
+                    self._state = int(found[1])
+                    return out[: found.start()].decode("utf-8", "replace")
+                if len(out) > self.limits.output_bytes:
+                    self.close()
+                    raise Stuck("too much output")
+            used = self._cpu() - spent
+            if used >= cpu:
+                self.close()
+                raise Stuck("timeout")
+            if time.monotonic() - began > wall:
+                self.close()
+                raise InfraError(f"coqtop: {used:.1f} s of CPU time in {wall:.0f} s, and no answer")
+
+    def _cpu(self) -> float:
+        """CPU seconds of the process in the sandbox."""
+        assert self._process is not None
+        try:
+            if self._clock is None:
+                self._clock = psutil.Process(self._process.pid)
+            inside = self._clock.children(recursive=True)
+            times = inside[-1].cpu_times() if inside else self._clock.cpu_times()
+        except psutil.Error:
+            return 0.0
+        return float(times.user + times.system)
+
+    def _ended(self, out: bytes) -> Exception:
+        assert self._process is not None
+        code = self._process.wait()
+        self.close()
+        words = out.decode("utf-8", "replace").strip()[-200:]
+        if code in (-9, 137) or not self._state:
+            return InfraError(f"coqtop ended with status {code}: {words}")
+        return Stuck(f"the checker ended: {words or code}")
+
+
+def error_text(out: str) -> str:
+    """Coq's message without the echo of the sentence."""
+    _, _, message = out.rpartition("Error:")
+    return " ".join((message or out).split()) or "no progress"
+
+
+def read_goals(out: str) -> list[Goal]:
+    """The goals that `Show` printed."""
+    head, *later = re.split(r"\n\s*goal \d+ \(ID \d+\) is:\n", out)
+    if "====" not in head:
+        return []
+    above, _, below = head.partition("=" * 28)
+    hypotheses = []
+    for line in above.splitlines()[1:]:
+        names, colon, kind = line.strip().partition(" : ")
+        if colon:
+            hypotheses.append((names, kind))
+    first = Goal(" ".join(below.split()), tuple(hypotheses))
+    return [first, *(Goal(" ".join(goal.split())) for goal in later)]
