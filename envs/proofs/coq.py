@@ -145,10 +145,9 @@ class CoqBackend(ProofBackend):
             with self._lock:
                 top = self.session(theorem.header)
                 top.goto([_opened(theorem)])
-                for number, sentence in enumerate((*tactics, "Qed.")):
-                    error = top.send(sentence)
-                    if error:
-                        return Verdict(False, f"sentence {number + 1}: {error[:200]}")
+                done, error = top.send_all([*tactics, "Qed."])
+                if error:
+                    return Verdict(False, f"sentence {done + 1}: {error[:200]}")
                 top.goto([])
         except Stuck as error:
             return Verdict(False, str(error))

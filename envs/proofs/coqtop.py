@@ -21,7 +21,7 @@ from envs.proofs.backend import Goal
 from envs.proofs.confined import Limits
 
 COQTOP = "/usr/bin/coqtop"
-_PROMPT = re.compile(rb"<prompt>[^<>\n]{0,200} < (\d+) \|([^<>|\n]{0,200})\| \d+ < </prompt>$")
+_PROMPT = re.compile(rb"<prompt>[^<>\n]{0,200} < (\d+) \|([^<>|\n]{0,200})\| \d+ < </prompt>")
 _MOST_SENTENCES = 4000
 """Until the session is started anew: what it has forgotten keeps some memory."""
 _SETUP = ("Set Silent.", "Set Printing Width 1000.", "Set Printing Depth 60.", "Set Warnings \"-all\".")
@@ -53,29 +53,37 @@ class Coqtop:
             common += 1
         if common < len(self._path):
             target = self._path[common - 1][1] if common else self._base
-            self._exchange(f"BackTo {target}.")
+            self._exchange([f"BackTo {target}."])
             if self._state != target:  # a sentence was more than one: the session has lost its place
                 self._start()
                 common = 0
             del self._path[common:]
-        for sentence in path[common:]:
-            error = self.send(sentence)
-            if error:
-                self.close()
-                raise InfraError(f"coqtop refuses a sentence that it took before: {sentence[:80]}: {error[:200]}")
+        done, error = self.send_all(path[common:])
+        if error:
+            self.close()
+            sentence = path[common + done]
+            raise InfraError(f"coqtop refuses a sentence that it took before: {sentence[:80]}: {error[:200]}")
 
     def send(self, sentence: str) -> str:
         """Execute a sentence here; the error message, "" if there is none. Raises Stuck and InfraError."""
+        return self.send_all([sentence])[1]
+
+    def send_all(self, sentences: Sequence[str]) -> tuple[int, str]:
+        """Execute sentences at one go, under the limits of one: (how many were accepted before the first error, its message or "").
+
+        After an error the session stands anywhere; `goto` comes next. Raises Stuck and InfraError.
+        """
         before = self._state
-        out = self._exchange(sentence)
-        if self._state > before:
-            self._path.append((sentence, self._state))
-            return ""
-        return error_text(out)
+        for number, (out, state) in enumerate(self._exchange(sentences)):
+            if state <= before:
+                return number, error_text(out)
+            self._path.append((sentences[number], state))
+            before = state
+        return len(sentences), ""
 
     def goals(self) -> tuple[list[Goal], bool]:
         """(open goals, whether none is left anywhere)."""
-        out = self._exchange("Show.")
+        ((out, _),) = self._exchange(["Show."])
         return read_goals(out), "No more goals" in out
 
     def close(self) -> None:
@@ -86,50 +94,56 @@ class Coqtop:
             for pipe in (process.stdin, process.stdout):
                 if pipe:
                     pipe.close()
-        self._path, self._sent, self._clock = [], 0, None
+        self._path, self._sent, self._clock, self._state, self._base = [], 0, None, 0, 0
 
     def _start(self) -> None:
         self.close()
         command = ["exec", COQTOP, "-q", "-emacs", *self.flags]
         self._process = confined.start(command, self.limits, self.shown)
         try:
-            self._read(60.0, 600.0)
-            for sentence in (*self.opening, *_SETUP):
-                before = self._state
-                out = self._exchange(sentence, 60.0)
-                if self._state <= before:
-                    raise InfraError(f"coqtop refuses {sentence[:100]!r}: {error_text(out)[:300]}")
+            self._read(1, 60.0, 600.0)
+            done, error = self.send_all([*self.opening, *_SETUP])
+            if error:
+                raise InfraError(f"coqtop refuses {(*self.opening, *_SETUP)[done]}: {error[:300]}")
         except Stuck as error:
             raise InfraError(f"coqtop does not start: {error}") from None
         self._base, self._path = self._state, []
 
-    def _exchange(self, sentence: str, cpu: float | None = None) -> str:
+    def _exchange(self, sentences: Sequence[str]) -> list[tuple[str, int]]:
+        """What each sentence printed, and the number of the state behind it."""
+        if not sentences:
+            return []
         assert self._process is not None and self._process.stdin is not None
-        self._sent += 1
+        self._sent += len(sentences)
         try:
-            self._process.stdin.write(sentence.encode() + b"\n")
+            self._process.stdin.write("".join(f"{sentence}\n" for sentence in sentences).encode())
             self._process.stdin.flush()
         except OSError:
             pass  # it has ended; reading says how
-        return self._read(cpu or self.limits.cpu_seconds, self.limits.wall_seconds)
+        patient = 0.0 if self._base else 60.0  # it is starting
+        return self._read(len(sentences), max(patient, self.limits.cpu_seconds), self.limits.wall_seconds)
 
-    def _read(self, cpu: float, wall: float) -> str:
-        """What it prints up to its next prompt."""
+    def _read(self, prompts: int, cpu: float, wall: float) -> list[tuple[str, int]]:
         assert self._process is not None and self._process.stdout is not None
-        fd, out = self._process.stdout.fileno(), bytearray()
-        began, spent = time.monotonic(), self._cpu() if self._state else 0.0
-        wait = min(cpu, 0.5)
+        fd, out, printed = self._process.stdout.fileno(), bytearray(), 0
+        began, spent = time.monotonic(), self._cpu()
+        found: list[tuple[str, int]] = []
         while True:
-            if select.select([fd], [], [], wait)[0]:
+            if select.select([fd], [], [], min(cpu, 0.5))[0]:
                 part = os.read(fd, 1 << 16)
-                out += part
                 if not part:
                     raise self._ended(bytes(out))
-                found = _PROMPT.search(out, max(0, len(out) - 500))
-                if found:
-                    self._state = int(found[1])
-                    return out[: found.start()].decode("utf-8", "replace")
-                if len(out) > self.limits.output_bytes:
+                out += part
+                printed += len(part)
+                at = 0
+                for match in _PROMPT.finditer(out):
+                    found.append((out[at : match.start()].decode("utf-8", "replace"), int(match[1])))
+                    at = match.end()
+                del out[:at]
+                if len(found) >= prompts and not out:
+                    self._state = found[-1][1]
+                    return found[:prompts]
+                if printed > self.limits.output_bytes:
                     self.close()
                     raise Stuck("too much output")
             used = self._cpu() - spent
