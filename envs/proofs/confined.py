@@ -11,7 +11,7 @@ import itertools
 import json
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -73,13 +73,14 @@ def start(
     *,
     writes: bool = False,
     errors: int = subprocess.STDOUT,
+    calls: tuple[str, ...] = (),
 ) -> subprocess.Popen[bytes]:
     """The launcher in a fresh sandbox, talking over pipes. arguments: of the launcher, from its mode on. writes: give it a scratch folder.
-    errors: where its standard error goes (see subprocess)."""
+    errors: where its standard error goes (see subprocess). calls: system calls to allow besides."""
     slot = _FIRST_SLOT + next(_SLOTS) % 300
     uid = jail.slot_uid(slot)
     with ExitStack() as after_start:
-        filter_fd = after_start.enter_context(jail.filter_file(writes, _CALLS)).fileno()
+        filter_fd = after_start.enter_context(jail.filter_file(writes, _CALLS + calls)).fileno()
         python = [jail.interpreter(), *jail.PYTHON_FLAGS, LAUNCHER]
         command = [*python, str(filter_fd), str(uid), str(limits.memory_mb), *arguments]
         mine = (str(Path(__file__).with_name("launcher.py")), LAUNCHER)
@@ -96,15 +97,25 @@ def start(
         )
 
 
-def run(jobs: Sequence[Job], limits: Limits, shown: Sequence[tuple[str, str]] = ()) -> list[Done]:
-    """Run processes one after another in one fresh sandbox, until one of them fails; how each ended.
+def run(
+    jobs: Sequence[Job],
+    limits: Limits,
+    shown: Sequence[tuple[str, str]] = (),
+    environment: Mapping[str, str] | None = None,
+    calls: tuple[str, ...] = (),
+) -> list[Done]:
+    """Run processes one after another in one fresh sandbox, until one of them fails; how each ended. environment: variables to set.
+    calls: system calls to allow besides.
 
     Raises InfraError where that was not its own doing.
     """
     wall = limits.wall_seconds
     cpu, output = limits.cpu_seconds, limits.output_bytes
-    steps = [asdict(job) | {"cpu": cpu, "wall": wall, "output": output} for job in jobs]
-    process = start(["job"], limits, shown, writes=True, errors=subprocess.PIPE)
+    steps = [
+        asdict(job) | {"cpu": cpu, "wall": wall, "output": output, "environment": dict(environment or {})}
+        for job in jobs
+    ]
+    process = start(["job"], limits, shown, writes=True, errors=subprocess.PIPE, calls=calls)
     try:
         out, errors = process.communicate(json.dumps(steps).encode(), timeout=wall * len(jobs) + GRACE_SECONDS)
     except subprocess.TimeoutExpired:

@@ -129,7 +129,9 @@ class CoqBackend(ProofBackend):
             if header not in self._headers:
                 files = {"Header.v": header}
                 patient = Limits(60.0, self.limits.memory_mb, self.limits.output_bytes)
-                job = Job("/scratch/header", [COQC, "-q", "-noglob", "-Q", ".", "Trusted", "Header.v"], files, "Header.vo")
+                job = Job(
+                    "/scratch/header", [COQC, "-q", "-noglob", "-Q", ".", "Trusted", "Header.v"], files, "Header.vo"
+                )
                 (done,) = confined.run([job], patient)
                 if not done.ok:
                     raise ValueError(f"proofs: the header does not compile: {' '.join(done.out.split())[-300:]}")
@@ -167,7 +169,7 @@ class CoqBackend(ProofBackend):
         return [self._certify([proof])[0] for proof in proofs]
 
     def _certified(self, header: str, proofs: Sequence[tuple[Theorem, tuple[str, ...]]]) -> str:
-        """"" if every proof holds; otherwise what is wrong with one of them."""
+        """ "" if every proof holds; otherwise what is wrong with one of them."""
         require = _require(header)
         names = [f"proof_{secrets.token_hex(8)}" for _ in proofs]  # so that no proof can use another
         solution, check = [require], [require]
@@ -176,7 +178,10 @@ class CoqBackend(ProofBackend):
             check += [f"Definition goal_{name} : Prop := {theorem.statement} ."]
         check += ["From Candidate Require Sol."]
         for name in names:
-            check += [f"Definition check_{name} : goal_{name} := Candidate.Sol.{name}.", f"Print Assumptions check_{name}."]
+            check += [
+                f"Definition check_{name} : goal_{name} := Candidate.Sol.{name}.",
+                f"Print Assumptions check_{name}.",
+            ]
         shown, flags = self._where(header)
         mine, ours = ["-Q", "/scratch/sol", "Candidate"], ["-Q", "/scratch/check", "Ours"]
         coqc = [COQC, "-q", "-noglob", "-w", "none", *flags]

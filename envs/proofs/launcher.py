@@ -4,7 +4,7 @@
     python launcher.py FILTER_FD UID MEMORY_MB job                 runs the steps that stdin lists, prints how each ended
 
 A step is one process in a folder of its own, which nobody can write to before or after it: {"folder", "files": {name: text},
-"command": [...], "cpu": s, "wall": s, "output": bytes, "keep": name or ""}. The first step that fails ends the job. FILTER_FD -1 means no filter, UID -1
+"command": [...], "cpu": s, "wall": s, "output": bytes, "keep": name or "", "environment": {}}. The first step that fails ends the job. FILTER_FD -1 means no filter, UID -1
 means keep the uid. It imports the standard library and, of the coding sandbox, zygote.py.
 """
 
@@ -44,6 +44,7 @@ def run_step(step: dict[str, Any], enter: Callable[[], None]) -> dict[str, Any]:
         os.dup2(theirs, 1)
         os.dup2(theirs, 2)
         os.closerange(3, 256)
+        os.environ.update(step["environment"])
         seconds = math.ceil(step["cpu"])
         resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
         become(step["command"], enter)

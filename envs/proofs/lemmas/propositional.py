@@ -113,7 +113,9 @@ class _Prover:
                 if formula[0] == "<->":
                     a, b = ("->", a, b), ("->", b, a)
                 second = f"h{int(fresh[1:]) + 1}"
-                return self._all("both", name, fresh, second, subs=[((*rest, (fresh, a), (second, b)), goal)], tried=tried)
+                return self._all(
+                    "both", name, fresh, second, subs=[((*rest, (fresh, a), (second, b)), goal)], tried=tried
+                )
             if formula[0] == "\\/":
                 subs = [((*rest, (fresh, formula[k])), goal) for k in (1, 2)]
                 return self._all("case", name, fresh, subs=subs, tried=tried)
