@@ -51,6 +51,7 @@ missing_packages() {
     loads "$python" libseccomp.so.2 || echo libseccomp2
     loads "$python" libnuma.so.1 || echo libnuma1 # vLLM's CPU kernels link against it
     command -v valgrind >/dev/null || echo valgrind # counts work where the processor's own counters are out of reach
+    command -v coqc >/dev/null || echo coq # checks formal proofs
     command -v chromium >/dev/null || echo chromium # the tests open the report in it
 }
 
@@ -64,6 +65,21 @@ install_packages() {
     apt-get update || die "apt-get update failed; check the network and the sources of apt"
     DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${missing[@]}" ||
         die "apt-get could not install ${missing[*]}"
+}
+
+# Agda's program and data, without the 65 packages of a Haskell compiler that its Debian package would pull in.
+unpack_agda() {
+    local folder=$CACHE/agda package
+    [ ! -x "$VENV/agda/usr/bin/agda" ] || return 0
+    command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null || return 1
+    rm -rf "$folder" "$VENV/agda" && mkdir -p "$folder/all" "$VENV/agda/usr/bin" "$VENV/agda/usr/share"
+    (cd "$folder" && { apt-get download agda-bin libghc-agda-dev || { apt-get update && apt-get download agda-bin libghc-agda-dev; }; }) ||
+        return 1
+    for package in "$folder"/*.deb; do
+        dpkg-deb -x "$package" "$folder/all" || return 1
+    done
+    mv "$folder/all/usr/share/libghc-agda-dev" "$VENV/agda/usr/share/" && mv "$folder/all/usr/bin/agda" "$VENV/agda/usr/bin/" || return 1
+    rm -rf "$folder"
 }
 
 install_torch_cpu() {
@@ -112,6 +128,8 @@ if [ "$EXTRA" = cpu ]; then
     options+=("torch==$TORCH+cpu")
 fi
 "$VENV/bin/python" -m pip install "${options[@]}" -e ".[$EXTRA,dev]" || die "pip could not install Posterior; see above"
+
+unpack_agda || say "Agda could not be unpacked; proofs in Agda will not be checked here, everything else works"
 
 say "4/4 check"
 "$VENV/bin/python" -m pip check || die "the installed packages contradict each other; remove $VENV and try again"

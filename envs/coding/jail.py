@@ -51,6 +51,7 @@ _ALLOWED = """
 """
 
 _O_TMPFILE_BIT = 0o20000000
+_CLONE_THREAD = 0x10000
 _TCGETS, _FIONREAD, _FIOCLEX, _FIONBIO = 0x5401, 0x541B, 0x5451, 0x5421
 
 
@@ -59,7 +60,8 @@ def seccomp_filter(writable_opens: bool = False, more: tuple[str, ...] = ()) -> 
     """The allow-list as a BPF program (array of 8-byte `sock_filter`); whatever is not on it fails with EPERM.
 
     writable_opens: let open() ask for writing, which a read-only root refuses anyway; valgrind's tools need it to open
-    their output file. more: further calls to allow. Raises SandboxUnavailable where libseccomp or pyseccomp is missing.
+    their output file. more: further calls to allow; "clone" stands for threads, not
+    processes. Raises SandboxUnavailable where libseccomp or pyseccomp is missing.
     """
     try:
         import pyseccomp as sc
@@ -76,7 +78,11 @@ def seccomp_filter(writable_opens: bool = False, more: tuple[str, ...] = ()) -> 
             pass
 
     for name in (*_ALLOWED.split(), *more):
-        allow(name)
+        if name != "clone":
+            allow(name)
+    if "clone" in more:
+        allow("clone", sc.Arg(0, sc.MASKED_EQ, _CLONE_THREAD, _CLONE_THREAD))
+        rules.add_rule(sc.ERRNO(errno.ENOSYS), "clone3")  # its flags lie in memory; the C library then takes clone
     writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | _O_TMPFILE_BIT
     for name, argument in (("open", 1), ("openat", 2)):
         if writable_opens:

@@ -14,6 +14,7 @@ import sys
 from functools import lru_cache
 from pathlib import Path
 
+from envs.base import InfraError
 from envs.coding.sandbox import require_sandbox
 from envs.proofs import confined
 from envs.proofs.backend import ProofBackend, Theorem, Verdict
@@ -43,6 +44,10 @@ case ( right b ) f g = g b
 _REFUSED = ("{-", "--", "{!", "-}", ";", '"', "?", "\n")
 _MOST_CHARACTERS = 20_000
 _FLAGS = ["--safe", "--no-libraries", "--no-default-libraries"]
+
+_CALLS = ("clone", "timerfd_create", "timerfd_settime", "timerfd_gettime", "epoll_create", "mkdir", "ftruncate")
+"""Haskell keeps time in a thread of its own, and Agda writes what it has checked beside it."""
+_SIMPLE = Theorem("( p : Set ) -> p -> p")
 
 
 @lru_cache(maxsize=1)
@@ -97,10 +102,15 @@ class AgdaBackend(ProofBackend):
         }
         shown = [(program, "/agda/bin/agda"), (data, "/agda/data")]
         job = Job("/scratch/agda", [*command, "Check.agda"], files)
-        (done,) = confined.run([job], self.limits, shown, {"Agda_datadir": "/agda/data"})
-        if not done.ok:
-            return Verdict(False, done.cause if done.cause != "exit" else " ".join(done.out.split())[-200:])
-        return Verdict(True)
+        (done,) = confined.run([job], self.limits, shown, {"Agda_datadir": "/agda/data"}, _CALLS)
+        if done.ok:
+            return Verdict(True)
+        note = done.cause if done.cause != "exit" else " ".join(done.out.split())[-200:]
+        # what Agda has to say of a term names the place; anything else may be our fault, and then simple terms fail as well
+        if done.cause == "exit" and "Sol.agda:" not in done.out and theorem != _SIMPLE:
+            if not self.check(_SIMPLE, "\\ p h -> h").proved:
+                raise InfraError(f"agda fails: {note}")
+        return Verdict(False, note)
 
 
 def _balanced(term: str) -> bool:

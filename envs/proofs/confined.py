@@ -12,6 +12,7 @@ import json
 import os
 import subprocess
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,6 +27,9 @@ LAUNCHER = "/checker/launcher.py"
 GRACE_SECONDS = 20.0
 _CALLS = ("execve", "chdir")
 """What a checker calls and a candidate's Python may not: the launcher becomes the checker, and Coq finds paths by going there."""
+
+_STARTER = ThreadPoolExecutor(1, "proof-checkers")
+"""Starts the sandboxes: bubblewrap dies with the thread that started it, and the threads of an event loop end with the loop."""
 
 
 @dataclass(frozen=True)
@@ -84,17 +88,19 @@ def start(
         python = [jail.interpreter(), *jail.PYTHON_FLAGS, LAUNCHER]
         command = [*python, str(filter_fd), str(uid), str(limits.memory_mb), *arguments]
         mine = (str(Path(__file__).with_name("launcher.py")), LAUNCHER)
-        return subprocess.Popen(
-            jail.jail_command(
-                command, slot, own_uid=uid >= 0, shown=[mine, *shown, *_configured()], scratch_mb=64 if writes else 0
-            ),
+        jailed = jail.jail_command(
+            command, slot, own_uid=uid >= 0, shown=[mine, *shown, *_configured()], scratch_mb=64 if writes else 0
+        )
+        return _STARTER.submit(
+            subprocess.Popen,
+            jailed,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
             pass_fds=[filter_fd],
             env=jail.environment(),
             cwd="/",
-        )
+        ).result()
 
 
 def run(

@@ -44,9 +44,15 @@ class Coqtop:
         self._path: list[tuple[str, int]] = []
         self._sent = 0
 
+    @property
+    def pid(self) -> int | None:
+        """The sandbox's outermost process, while it runs."""
+        return self._process.pid if self._process else None
+
     def goto(self, path: Sequence[str]) -> None:
-        """Stand behind these sentences, which have been accepted before (or are ours). Raises Stuck, and InfraError if one now fails."""
-        if self._process is None or self._sent > _MOST_SENTENCES:
+        """Stand behind these sentences, which have been accepted before (or are ours). Raises Stuck, ValueError if the first,
+        the statement, does not hold water, and InfraError if another now fails."""
+        if self._process is None or self._process.poll() is not None or self._sent > _MOST_SENTENCES:
             self._start()
         common = 0
         while common < min(len(path), len(self._path)) and self._path[common][0] == path[common]:
@@ -62,6 +68,8 @@ class Coqtop:
         if error:
             self.close()
             sentence = path[common + done]
+            if common + done == 0:
+                raise ValueError(f"proofs: the statement is refused: {sentence[:200]}: {error[:200]}")
             raise InfraError(f"coqtop refuses a sentence that it took before: {sentence[:80]}: {error[:200]}")
 
     def send(self, sentence: str) -> str:

@@ -35,7 +35,7 @@ def backend_of(name: str, limits: Limits) -> ProofBackend:
     return AgdaBackend(limits) if name == "agda" else LeanBackend(limits)
 
 
-class _Proving:
+class Proving:
     """What both environments are made of; the arguments are those of `Proofs`."""
 
     def __init__(
@@ -105,7 +105,7 @@ class _Proving:
         return await audit(self, samples)
 
 
-class Proofs(_Proving, SingleTurnEnv):
+class Proofs(Proving, SingleTurnEnv):
     """Prove a statement; the grade is whether the proof is one.
 
     tasks: "generated", or a .jsonl or .v file of statements (`envs.proofs.loader`).
@@ -131,7 +131,7 @@ class Proofs(_Proving, SingleTurnEnv):
         return Grade(float(verdict.proved), note=verdict.note)
 
 
-class ProofSteps(_Proving, Env):
+class ProofSteps(Proving, Env):
     """Prove a statement one tactic at a time; after each the goals are shown, or a short error, which costs the turn.
 
     slack: turns beyond the known proof's length. turns: where no proof is known, and the most in any case. errors: "short" (one word of

@@ -29,7 +29,7 @@ from envs.proofs.backend import Goal, ProofBackend, ProofSession, Reply, Theorem
 from envs.proofs.confined import Job, Limits
 
 OWN_AXIOMS = {"propext", "Classical.choice", "Quot.sound"}
-_CALLS = ("clone", "clone3")
+_CALLS = ("clone",)
 """Lean works with threads."""
 _MOST_CHARACTERS = 20_000
 _REFUSED = re.compile(

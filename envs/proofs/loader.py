@@ -1,7 +1,7 @@
 """Statements from a file, with or without proofs.
 
-    .jsonl   one object a line: {"statement": "forall n : nat, n + 0 = n"}; optional: "id" or "name", "proof", "split", "header" (the same on
-             every line that has one). In place of "statement" also "formal_statement": "theorem name (x : T) : P := by sorry" (the
+    .jsonl   one object a line: {"statement": "forall n : nat, n + 0 = n"}; optional: "id" or "name", "proof", "split", "header" (the same
+             on every line that has one). In place of "statement" also "formal_statement": "theorem name (x : T) : P := by sorry" (the
              layout of miniF2F's Lean files), whose binders become part of the statement.
     .v       Coq: what stands before the first Theorem, Lemma, Example, Fact, Remark, Corollary or Proposition is the header; each of these
              gives a statement, and what follows up to "Qed." its proof ("Admitted." and "Abort." give none). A statement may not use

@@ -28,8 +28,8 @@ def sentences(text: str) -> list[str]:
     text = re.sub(r"[ \t\r\n]+", " ", text).strip()
     if not text.isprintable():
         raise Refused("characters that cannot be printed")
-    for what, mark in (("a comment", "(*"), ("a comment", "*)"), ("a string", '"'), ("two dots", "..")):
-        if mark in text:
+    for what, sign in (("a comment", "(*"), ("a comment", "*)"), ("a string", '"'), ("two dots", "..")):
+        if sign in text:
             raise Refused(what)
     found: list[str] = []
     at = 0

@@ -58,7 +58,8 @@ _PROOFS = {
     "addA": "intros a b c. induction a as [ | a IH ]. reflexivity. simpl. rewrite IH. reflexivity.",
     "mulN": "induction a as [ | a IH ]. reflexivity. simpl. exact IH.",
     "mulR": "intros a b. induction a as [ | a IH ]. reflexivity. simpl. rewrite IH, !addA, (addC b a). reflexivity.",
-    "mulD": "intros a b c. induction a as [ | a IH ]. reflexivity. simpl. rewrite IH, !addA. f_equal. rewrite <- !addA. f_equal. apply addC.",
+    "mulD": "intros a b c. induction a as [ | a IH ]. reflexivity. "
+    "simpl. rewrite IH, !addA. f_equal. rewrite <- !addA. f_equal. apply addC.",
     "appN": "induction l as [ | x l IH ]. reflexivity. simpl. rewrite IH. reflexivity.",
     "appA": "intros l m k. induction l as [ | x l IH ]. reflexivity. simpl. rewrite IH. reflexivity.",
     "revA": "intros l m. induction l as [ | x l IH ]. simpl. rewrite appN. reflexivity. simpl. rewrite IH, appA. reflexivity.",
@@ -71,11 +72,13 @@ _PROOFS = {
     "leR": "exact le_n.",
     "leW": "exact le_S.",
     "leS": "exact le_n_S.",
-    "leA": "intros a b c d h k. induction h as [ | b h IH ]. induction a as [ | a IH ]. exact k. exact (le_n_S _ _ IH). exact (le_S _ _ IH).",
+    "leA": "intros a b c d h k. induction h as [ | b h IH ]. "
+    "induction a as [ | a IH ]. exact k. exact (le_n_S _ _ IH). exact (le_S _ _ IH).",
     "leT": "intros a b c h k. induction k as [ | c k IH ]. exact h. exact (le_S _ _ IH).",
     "memH": "intros x l. left. reflexivity.",
     "memT": "intros x y l h. right. exact h.",
-    "memL": "intros x l m h. induction l as [ | y l IH ]. destruct h. destruct h as [ e | h ]. left. exact e. right. exact (IH h).",
+    "memL": "intros x l m h. induction l as [ | y l IH ]. destruct h. destruct h as [ e | h ]. "
+    "left. exact e. right. exact (IH h).",
     "memR": "intros x l m h. induction m as [ | y m IH ]. exact h. right. exact IH.",
 }
 _SWAP = """

@@ -50,10 +50,8 @@ def shown(formula: Formula, outer: int = -1) -> str:
     head, *parts = formula
     assert isinstance(head, str)
     binds = _BINDS[head]
-    if head == "~":
-        text = f"~ {shown(parts[0], binds)}"
-    else:  # all associate to the right but <->, which does not associate
-        text = f"{shown(parts[0], binds)} {head} {shown(parts[1], binds - (head != '<->'))}"
+    first, last = shown(parts[0], binds), shown(parts[-1], binds - (head in ("->", "/\\", "\\/")))
+    text = f"~ {first}" if head == "~" else f"{first} {head} {last}"
     return f"( {text} )" if binds <= outer else text
 
 
@@ -155,7 +153,8 @@ def _tactics(proof: Proof, names: list[str] | None = None) -> list[str]:
     """names: "intros" and the names that the next sentence introduces."""
     kind = proof[0]
     if kind == "intro":
-        assert isinstance(proof[1], str) and isinstance(proof[2], tuple)
+        assert isinstance(proof[1], str)
+        assert isinstance(proof[2], tuple)
         return _tactics(proof[2], [*(names or ["intros"]), proof[1]])
     words = {
         "exact": lambda: [f"exact {proof[1]} ."],

@@ -37,20 +37,20 @@ def _compared(size: int, hypotheses: list[tuple[str, str]], rng: Random) -> tupl
     """Two terms and how to prove that the first is at most the second; adds to `hypotheses` what that needs."""
     kind = rng.choice(("leS", "leW", "leA", "leT")) if size > 1 else rng.choice(("exact", "exact", "leR"))
     if kind == "exact":
-        a, b = rng.sample(_NAMES, 2)
-        if (a, b) not in hypotheses:
-            hypotheses.append((a, b))
-        return a, b, [f"exact h{hypotheses.index((a, b)) + 1} ."]
+        x, y = rng.sample(_NAMES, 2)
+        if (x, y) not in hypotheses:
+            hypotheses.append((x, y))
+        return x, y, [f"exact h{hypotheses.index((x, y)) + 1} ."]
     if kind == "leR":
-        a = rng.choice(_NAMES)
-        return a, a, ["apply leR ."]
+        x = rng.choice(_NAMES)
+        return x, x, ["apply leR ."]
     if kind == "leT" and size >= 3:
-        a, b, c = rng.sample(_NAMES, 3)
-        for pair in ((a, b), (b, c)):
+        x, y, z = rng.sample(_NAMES, 3)
+        for pair in ((x, y), (y, z)):
             if pair not in hypotheses:
                 hypotheses.append(pair)
-        numbers = [hypotheses.index(pair) + 1 for pair in ((a, b), (b, c))]
-        return a, c, [f"leT with {b}", *(f"exact h{n} ." for n in numbers)]
+        numbers = [hypotheses.index(pair) + 1 for pair in ((x, y), (y, z))]
+        return x, z, [f"leT with {y}", *(f"exact h{n} ." for n in numbers)]
     if kind == "leA" and size >= 3:
         first = 1 + int(rng.random() * (size - 2))
         a, b, left = _compared(first, hypotheses, rng)
@@ -69,7 +69,7 @@ def _member(size: int, rng: Random) -> Lemma:
     held = next(names) if given else ""
     text, tactics = (held, ["exact h1 ."]) if given else ("", ["apply memH ."])
     spare = iter("yzwv")
-    for number in range(size - 1):
+    for _ in range(size - 1):
         kind = rng.choice(("memT", "memL", "memR"))
         inner = text
         if not inner:  # the element itself, at the head of a list
@@ -84,7 +84,6 @@ def _member(size: int, rng: Random) -> Lemma:
         else:
             text, kind = f"x :: {bracketed}", "memT"
         tactics = [f"apply {kind} .", *tactics]
-        del number
     text = text or "x :: l"
     lists = [name for name in "lmkj" if name in text.split()]
     elements = [name for name in "xyzwv" if name == "x" or name in text.split()]
