@@ -209,7 +209,7 @@ def test_a_whole_proof_in_a_code_block_and_chat_prompts() -> None:
     task = env.tasks("train")[0]
     assert not isinstance(task.prompt, str)
     assert "addN : forall a : nat , a + 0 = a" in task.prompt[0]["content"]
-    assert asyncio.run(env.grade(task, f"Here it is:\n```coq\nProof.\n{task.answer}\nQed.\n```\n")).value == 1.0  # type: ignore[arg-type]
+    assert asyncio.run(env.grade(task, f"Here it is:\n```coq\nProof.\n{task.answer}\nQed.\n```\n")).value == 1.0
     assert Proofs(count=5).tasks("train")[0].prompt == task.meta["statement"]
 
 

@@ -52,7 +52,8 @@ _SIMPLE = Theorem("( p : Set ) -> p -> p")
 
 @lru_cache(maxsize=1)
 def installed() -> tuple[str, str] | None:
-    """(program, folder of its data), or None. Set-up unpacks Agda into the virtual environment, since the Debian package pulls a compiler."""
+    """(program, folder of its data), or None. Set-up unpacks Agda into the virtual environment, since its Debian package pulls
+    a compiler."""
     root = Path(sys.prefix) / "agda"
     for program, data in (
         (root / "usr/bin/agda", root / "usr/share/libghc-agda-dev"),
@@ -107,9 +108,9 @@ class AgdaBackend(ProofBackend):
             return Verdict(True)
         note = done.cause if done.cause != "exit" else " ".join(done.out.split())[-200:]
         # what Agda has to say of a term names the place; anything else may be our fault, and then simple terms fail as well
-        if done.cause == "exit" and "Sol.agda:" not in done.out and theorem != _SIMPLE:
-            if not self.check(_SIMPLE, "\\ p h -> h").proved:
-                raise InfraError(f"agda fails: {note}")
+        strange = done.cause == "exit" and "Sol.agda:" not in done.out and theorem != _SIMPLE
+        if strange and not self.check(_SIMPLE, "\\ p h -> h").proved:
+            raise InfraError(f"agda fails: {note}")
         return Verdict(False, note)
 
 

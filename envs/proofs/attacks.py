@@ -78,11 +78,13 @@ COQ: dict[str, str] = {
     "change_no_check": "intros n . change_no_check ( 0 = 0 ) . reflexivity .",
     # other meanings
     "notation": f'Abort . Notation "x = y" := True : type_scope . {_CHEAT} exact ( fun _ => I ) .',
-    "local_eq": f'Abort . Definition e ( x y : nat ) := True . Notation "x = y" := ( e x y ) : type_scope . {_CHEAT} exact ( fun _ => I ) .',
+    "local_eq": 'Abort . Definition e ( x y : nat ) := True . Notation "x = y" := ( e x y ) : type_scope . '
+    f"{_CHEAT} exact ( fun _ => I ) .",
     "other_nat": f"Abort . Inductive nat : Set := O . Theorem {NAME} : forall n : nat , n = O . intros n . destruct n . reflexivity .",
     "shadow_our_module": f"Abort . Module Ours . Module Check . Definition goal_{NAME} := True . End Check . End Ours . {_LAST}",
     "shadow_goal": f"Abort . Definition goal_{NAME} := True . Theorem {NAME} : goal_{NAME} . exact I .",
-    "coercion": f"Abort . Definition b ( _ : True ) : forall n : nat , n = n := fun n => eq_refl . Coercion b : True >-> Funclass . {_LAST}",
+    "coercion": "Abort . Definition b ( _ : True ) : forall n : nat , n = n := fun n => eq_refl . Coercion b : True >-> Funclass . "
+    f"{_LAST}",
     "scope": f'Abort . Declare Scope s . Notation "0" := ( _ ) ( only parsing ) : nat_scope . {_CHEAT} intros n . reflexivity .',
     "ltac_redefined": f'Abort . Ltac reflexivity := idtac . Tactic Notation "exact" constr( x ) := admit . {_CHEAT} exact I .',
     "universe_polymorphic": f"Abort . Set Universe Polymorphism . Axiom cheat : forall n : nat , n = 0 . {_CHEAT} exact cheat .",

@@ -23,8 +23,12 @@ KNOWN = 100
 async def audit(env: Proving, samples: int) -> dict[str, Any]:
     """Check known proofs, then make every attack.
 
-    Returns known_passed, known_total, known_failed [{id, note}]; seconds {"refused" (of a wrong proof), "alone" (a proof checked by itself),
-    "together" (a proof, many at once)}; attacks, one report each; checks, the findings.
+    Returns
+        known_passed, known_total   known proofs that are accepted, of those tried
+        known_failed                [{id, note}] of the others
+        seconds                     "refused" (a wrong proof), "alone" (a right one by itself), "together" (a right one, 32 at once)
+        attacks                     one report per attack
+        checks                      the findings
     """
     return await asyncio.to_thread(_audit, env, samples)
 

@@ -139,7 +139,9 @@ def run(
 
 def _done(result: dict[str, object]) -> Done:
     cause, code, cpu, out = (result[key] for key in ("cause", "code", "cpu", "out"))
-    assert isinstance(code, int) and isinstance(out, str) and isinstance(cpu, float)
+    assert isinstance(code, int)
+    assert isinstance(out, str)
+    assert isinstance(cpu, float)
     if cause == "exit" and os.WIFSIGNALED(code) and os.WTERMSIG(code) == 9:
         raise InfraError("proof checker: killed from outside")
     if cause == "wall" and cpu < 0.5:

@@ -123,7 +123,8 @@ class Coqtop:
         """What each sentence printed, and the number of the state behind it."""
         if not sentences:
             return []
-        assert self._process is not None and self._process.stdin is not None
+        assert self._process
+        assert self._process.stdin
         self._sent += len(sentences)
         try:
             self._process.stdin.write("".join(f"{sentence}\n" for sentence in sentences).encode())
@@ -134,7 +135,8 @@ class Coqtop:
         return self._read(len(sentences), max(patient, self.limits.cpu_seconds), self.limits.wall_seconds)
 
     def _read(self, prompts: int, cpu: float, wall: float) -> list[tuple[str, int]]:
-        assert self._process is not None and self._process.stdout is not None
+        assert self._process
+        assert self._process.stdout
         fd, out, printed = self._process.stdout.fileno(), bytearray(), 0
         began, spent = time.monotonic(), self._cpu()
         found: list[tuple[str, int]] = []

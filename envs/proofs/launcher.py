@@ -3,9 +3,9 @@
     python launcher.py FILTER_FD UID MEMORY_MB exec COMMAND...     becomes the command, which talks over stdin and stdout
     python launcher.py FILTER_FD UID MEMORY_MB job                 runs the steps that stdin lists, prints how each ended
 
-A step is one process in a folder of its own, which nobody can write to before or after it: {"folder", "files": {name: text},
-"command": [...], "cpu": s, "wall": s, "output": bytes, "keep": name or "", "environment": {}}. The first step that fails ends the job. FILTER_FD -1 means no filter, UID -1
-means keep the uid. It imports the standard library and, of the coding sandbox, zygote.py.
+A step is one process in a folder of its own, which nobody can write to before or after it: {"folder", "files": {name: text}, "command":
+[...], "cpu": s, "wall": s, "output": bytes, "keep": name or "", "environment": {}}. The first step that fails ends the job. FILTER_FD -1
+means no filter, UID -1 means keep the uid. It imports the standard library and, of the coding sandbox, zygote.py.
 """
 
 from __future__ import annotations

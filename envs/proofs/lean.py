@@ -167,7 +167,8 @@ class Repl:
 
     def ask(self, question: dict[str, Any]) -> dict[str, Any]:
         """The answer to one command; {} where the limit passed before it came."""
-        assert self._process.stdin and self._process.stdout
+        assert self._process.stdin
+        assert self._process.stdout
         if self._process.poll() is not None:
             return {"message": "the checker ended"}
         self._process.stdin.write(json.dumps(question).encode() + b"\n\n")

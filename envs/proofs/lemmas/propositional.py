@@ -50,7 +50,7 @@ def shown(formula: Formula, outer: int = -1) -> str:
     head, *parts = formula
     assert isinstance(head, str)
     binds = _BINDS[head]
-    first, last = shown(parts[0], binds), shown(parts[-1], binds - (head in ("->", "/\\", "\\/")))
+    first, last = shown(parts[0], binds - (head == "~")), shown(parts[-1], binds - (head in ("->", "/\\", "\\/")))
     text = f"~ {first}" if head == "~" else f"{first} {head} {last}"
     return f"( {text} )" if binds <= outer else text
 
