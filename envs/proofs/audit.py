@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
-from itertools import islice
+from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Any
 
 from envs.proofs import attacks
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 KNOWN = 100
 """Known proofs tried, at most, over all splits."""
+TIMED, ALONE = 32, 8
+"""Proofs whose check is timed: in all, and by themselves."""
 
 
 async def audit(env: Proving, samples: int) -> dict[str, Any]:
@@ -36,20 +38,13 @@ async def audit(env: Proving, samples: int) -> dict[str, Any]:
 def _audit(env: Proving, samples: int) -> dict[str, Any]:
     backend, header = env.backend, env.source.header
     share = max(1, min(samples, KNOWN // len(env.splits())))
-    known = [
-        (p.id, Theorem(p.statement, header), p.proof)
-        for s in env.splits()
-        for p in islice(env.problems(s), share)
-        if p.proof
-    ]
-    failed, seconds = [], []
-    for name, theorem, proof in known:
-        began = time.perf_counter()
+    problems = [p for split in env.splits() for p in islice(env.problems(split), share) if p.proof]
+    known = [(Theorem(p.statement, header), p.proof) for p in problems]
+    failed, seconds = [], {}
+    for problem, (theorem, proof) in zip(problems, known, strict=True):
         verdict = backend.check(theorem, proof)
-        seconds.append(time.perf_counter() - began)
         if not verdict.proved:
-            failed.append({"id": name, "note": verdict.note})
-    times = {"alone": statistics.median(seconds)} if seconds else {}
+            failed.append({"id": problem.id, "note": verdict.note})
     checks = [
         {
             "name": "known proofs: every one is accepted",
@@ -61,7 +56,7 @@ def _audit(env: Proving, samples: int) -> dict[str, Any]:
     reports = []
     if isinstance(backend, CoqBackend):
         reports = attacks.run_attacks(backend)
-        times |= _times(backend, known)
+        seconds = times(backend, known[:TIMED]) if known else {}
     elif backend.name == "agda":
         reports = [attacks.run_agda_attack(backend, header, name, text) for name, text in attacks.AGDA.items()]
     bad = [r.name for r in reports if r.score or not r.contained or not r.healthy_after]
@@ -76,22 +71,24 @@ def _audit(env: Proving, samples: int) -> dict[str, Any]:
         "known_passed": len(known) - len(failed),
         "known_total": len(known),
         "known_failed": failed,
-        "seconds": times,
+        "seconds": seconds,
         "attacks": [asdict(report) for report in reports],
         "checks": checks,
     }
 
 
-def _times(backend: CoqBackend, known: list[tuple[str, Theorem, str]]) -> dict[str, float]:
-    """Of a wrong proof, and of right ones that are checked together."""
-    if not known:
-        return {}
-    began = time.perf_counter()
-    for _, theorem, proof in known:
-        backend.check(theorem, f"{proof} idtac .")
-    refused = (time.perf_counter() - began) / len(known)
+def times(backend: CoqBackend, known: Sequence[tuple[Theorem, str]]) -> dict[str, float]:
+    """Seconds of a wrong proof, of a right one by itself, and of one of these together, with a warm session."""
     backend.forget()
-    began = time.perf_counter()
-    proofs = [(theorem, tuple(backend.read(proof))) for _, theorem, proof in known][:32]
-    backend.certify(proofs)
-    return {"refused": refused, "together": refused + (time.perf_counter() - began) / len(proofs)}
+    clocks = [time.perf_counter()]
+    for theorem, proof in known:
+        backend.check(theorem, f"{proof} idtac .")
+    clocks.append(time.perf_counter())
+    for theorem, proof in known[:ALONE]:
+        backend.check(theorem, proof)
+    clocks.append(time.perf_counter())
+    backend.certify([(theorem, tuple(backend.read(proof))) for theorem, proof in known])
+    clocks.append(time.perf_counter())
+    refused, alone, together = (later - earlier for earlier, later in pairwise(clocks))
+    refused /= len(known)
+    return {"refused": refused, "alone": alone / len(known[:ALONE]), "together": refused + together / len(known)}
