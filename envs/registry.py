@@ -27,6 +27,8 @@ BUILTIN: dict[str, str] = {
     "inform": "envs.adventures.inform:Inform",
     "noisy_raters": "envs.noisy_raters:NoisyRaters",
     "key_door": "envs.key_door:KeyDoor",
+    "proof_steps": "envs.proofs.env:ProofSteps",
+    "proofs": "envs.proofs.env:Proofs",
     "permutations": "envs.permutations:Permutations",
     "punchline": "envs.punchline:Punchline",
     "pointer_chase": "envs.pointer_chase:PointerChase",

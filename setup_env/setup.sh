@@ -54,6 +54,7 @@ missing_packages() {
     command -v inform6 >/dev/null || echo inform6-compiler # generated text adventures
     [ -d /usr/share/inform6/library ] || echo inform6-library
     command -v gcc >/dev/null && command -v make >/dev/null || echo build-essential # pip builds jericho, which plays them
+    command -v coqc >/dev/null || echo coq # checks formal proofs
     command -v chromium >/dev/null || echo chromium # the tests open the report in it
 }
 
@@ -67,6 +68,21 @@ install_packages() {
     apt-get update || die "apt-get update failed; check the network and the sources of apt"
     DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${missing[@]}" ||
         die "apt-get could not install ${missing[*]}"
+}
+
+# Agda's program and data, without the 65 packages of a Haskell compiler that its Debian package would pull in.
+unpack_agda() {
+    local folder=$CACHE/agda package
+    [ ! -x "$VENV/agda/usr/bin/agda" ] || return 0
+    command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null || return 1
+    rm -rf "$folder" "$VENV/agda" && mkdir -p "$folder/all" "$VENV/agda/usr/bin" "$VENV/agda/usr/share"
+    (cd "$folder" && { apt-get download agda-bin libghc-agda-dev || { apt-get update && apt-get download agda-bin libghc-agda-dev; }; }) ||
+        return 1
+    for package in "$folder"/*.deb; do
+        dpkg-deb -x "$package" "$folder/all" || return 1
+    done
+    mv "$folder/all/usr/share/libghc-agda-dev" "$VENV/agda/usr/share/" && mv "$folder/all/usr/bin/agda" "$VENV/agda/usr/bin/" || return 1
+    rm -rf "$folder"
 }
 
 install_torch_cpu() {
@@ -115,6 +131,8 @@ if [ "$EXTRA" = cpu ]; then
     options+=("torch==$TORCH+cpu")
 fi
 "$VENV/bin/python" -m pip install "${options[@]}" -e ".[$EXTRA,dev,adventures,reasoning-gym,openenv]" || die "pip could not install Posterior; see above"
+
+unpack_agda || say "Agda could not be unpacked; proofs in Agda will not be checked here, everything else works"
 
 say "4/4 check"
 "$VENV/bin/python" -m pip check || die "the installed packages contradict each other; remove $VENV and try again"

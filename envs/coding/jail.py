@@ -14,6 +14,7 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import IO
@@ -21,6 +22,9 @@ from typing import IO
 INSTALL = "apt-get install -y bubblewrap libseccomp2"
 HARNESS = "/harness"
 """Where zygote.py and protocol.py lie inside the sandbox."""
+
+SCRATCH = "/scratch"
+"""A writable folder in memory, for commands that ask for one."""
 
 
 class SandboxUnavailable(RuntimeError):
@@ -47,15 +51,17 @@ _ALLOWED = """
 """
 
 _O_TMPFILE_BIT = 0o20000000
+_CLONE_THREAD = 0x10000
 _TCGETS, _FIONREAD, _FIOCLEX, _FIONBIO = 0x5401, 0x541B, 0x5451, 0x5421
 
 
-@lru_cache(maxsize=2)
-def seccomp_filter(writable_opens: bool = False) -> bytes:
+@lru_cache(maxsize=4)
+def seccomp_filter(writable_opens: bool = False, more: tuple[str, ...] = ()) -> bytes:
     """The allow-list as a BPF program (array of 8-byte `sock_filter`); whatever is not on it fails with EPERM.
 
     writable_opens: let open() ask for writing, which a read-only root refuses anyway; valgrind's tools need it to open
-    their output file. Raises SandboxUnavailable where libseccomp or pyseccomp is missing.
+    their output file. more: further calls to allow; "clone" stands for threads, not
+    processes. Raises SandboxUnavailable where libseccomp or pyseccomp is missing.
     """
     try:
         import pyseccomp as sc
@@ -71,8 +77,12 @@ def seccomp_filter(writable_opens: bool = False) -> bytes:
             # A call this architecture or libseccomp does not know needs no rule: it stays denied.
             pass
 
-    for name in _ALLOWED.split():
-        allow(name)
+    for name in (*_ALLOWED.split(), *more):
+        if name != "clone":
+            allow(name)
+    if "clone" in more:
+        allow("clone", sc.Arg(0, sc.MASKED_EQ, _CLONE_THREAD, _CLONE_THREAD))
+        rules.add_rule(sc.ERRNO(errno.ENOSYS), "clone3")  # its flags lie in memory; the C library then takes clone
     writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | _O_TMPFILE_BIT
     for name, argument in (("open", 1), ("openat", 2)):
         if writable_opens:
@@ -90,10 +100,10 @@ def seccomp_filter(writable_opens: bool = False) -> bytes:
         return file.read()
 
 
-def filter_file(writable_opens: bool = False) -> IO[bytes]:
+def filter_file(writable_opens: bool = False, more: tuple[str, ...] = ()) -> IO[bytes]:
     """The filter in an unnamed file, to be inherited by a zygote."""
     file = tempfile.TemporaryFile()  # noqa: SIM115 (the caller closes it)
-    file.write(seccomp_filter(writable_opens))
+    file.write(seccomp_filter(writable_opens, more))
     file.seek(0)
     return file
 
@@ -135,11 +145,19 @@ PYTHON_FLAGS = ("-S", "-s", "-P", "-B")
 which must be fixed for work counts to repeat."""
 
 
-def jail_command(command: list[str], slot: int, own_uid: bool, tracer: bool = False) -> list[str]:
+def jail_command(
+    command: list[str],
+    slot: int,
+    own_uid: bool,
+    tracer: bool = False,
+    shown: Sequence[tuple[str, str]] = (),
+    scratch_mb: int = 0,
+) -> list[str]:
     """The bubblewrap command line that runs `command` inside the sandbox.
 
     own_uid: the command drops to `slot_uid(slot)` itself (host process is root); otherwise bubblewrap makes a user
     namespace. tracer: the command runs under valgrind, which wants /proc and /tmp when it starts, and /dev/null always.
+    shown: further (host path, path inside) to see, read only. scratch_mb: room in SCRATCH, which is writable; 0: none.
     """
     bwrap = shutil.which("bwrap")
     if bwrap is None:
@@ -152,6 +170,7 @@ def jail_command(command: list[str], slot: int, own_uid: bool, tracer: bool = Fa
         argv += ["--unshare-user", "--uid", str(10_000 + slot), "--gid", str(10_000 + slot)]
     here = Path(__file__).parent
     binds = [("/usr", "/usr"), *[(str(here / name), f"{HARNESS}/{name}") for name in ("zygote.py", "protocol.py")]]
+    binds += shown
     if not sys.base_prefix.startswith("/usr"):
         binds.append((sys.base_prefix, sys.base_prefix))
     for name in ("bin", "lib", "lib64"):
@@ -170,6 +189,8 @@ def jail_command(command: list[str], slot: int, own_uid: bool, tracer: bool = Fa
         # The zygote unmounts /proc and /tmp before its first job, and drops the capability that lets it.
         argv += ["--cap-add", "CAP_SYS_ADMIN", "--proc", "/proc", "--tmpfs", "/tmp"]
         argv += ["--dev-bind", "/dev/null", "/dev/null"]
+    if scratch_mb:
+        argv += ["--perms", "0777", "--size", str(scratch_mb << 20), "--tmpfs", SCRATCH]
     argv += ["--remount-ro", "/", "--chdir", "/", "--clearenv"]
     for name, value in environment().items():
         argv += ["--setenv", name, value]

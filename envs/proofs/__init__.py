@@ -1,0 +1,1 @@
+"""Formal proofs: statements of ours, proofs of the candidate's, checked in a sandbox."""

@@ -1,0 +1,1 @@
+"""Generated lemmas, each with a known proof: propositional logic, natural numbers, lists."""
