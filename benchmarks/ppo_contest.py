@@ -1,8 +1,13 @@
 """The two contestants of `benchmarks.ppo_vs_rllib`, and how they take turns.
 
-Both are given the same folder of random weights (policy and critic alike), the same tasks in every batch and the same numbers: episodes a
-batch, epochs, mini-batches, clip, lambda, discount, entropy bonus, value coefficient, Adam without decay, no gradient clipping, no KL, no
-value clipping, advantages whitened. What still differs is told in `DIFFERENCES`.
+Both get the same folder of random weights (policy and critic alike), the same tasks in every batch and the same numbers: episodes a batch,
+epochs, mini-batches, clip, lambda, discount, entropy bonus, value coefficient, Adam without decay, no gradient clipping, no KL, no value
+clipping, advantages whitened. What still differs:
+
+    mini-batches   Posterior: whole episodes, the same ones in each epoch; RLlib: decisions, shuffled anew in each epoch
+    whitening      RLlib takes mean and deviation over the step that it pads every episode with, too
+    rows           Posterior reads an episode once, packed; RLlib reads it once for each of its decisions
+    optimiser      Posterior has one for each role, RLlib one for the sum of both losses (the same for Adam, but fewer and larger calls)
 """
 
 from __future__ import annotations
@@ -17,6 +22,8 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from actors.env_worker import EnvWorker
 from actors.local import LocalRun
@@ -157,13 +164,18 @@ def first_values(model: RoleModel, rows: Sequence[Sequence[int]]) -> np.ndarray:
     return model.value(hidden)[:, 0].double().numpy()
 
 
+class Calls(TorchDispatchMode):
+    """Counts the operators that torch is asked for."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
 def work(contestant: Contestant) -> dict[str, float]:
-    """Of one more batch, counted by torch's profiler: operators called, and floating-point operations of the matrix products among them."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], with_flops=True) as profile:
+    """Of one more batch: torch's operators, and the floating-point operations of the matrix products and attention among them."""
+    with FlopCounterMode(display=False) as arithmetic, Calls() as calls:
         contestant.step()
-    events = profile.key_averages()
-    return {
-        "operators": float(sum(e.count for e in events if e.key.startswith("aten::"))),
-        "flops": float(sum(e.flops for e in events)),
-        "operator_seconds": sum(e.self_cpu_time_total for e in events) / 1e6,
-    }
+    return {"operators": float(calls.count), "flops": float(arithmetic.get_total_flops())}

@@ -29,12 +29,14 @@ import torch
 from benchmarks.common import Measure, interval, main
 from benchmarks.picture import Line, picture, stacked
 from benchmarks.ppo_contest import MAKERS, STAGES, Contestant, Curve, compete, first_values, work
-from benchmarks.ppo_worlds import World, ring, ring_values, texts
+from benchmarks.ppo_worlds import World, long_texts, ring, ring_values, texts
 from models.loading import load_tokenizer
 from models.scratch import write_model
 
 WORLDS = {"ring": ring, "texts": texts}
-RATES = (1e-3, 3e-3, 1e-2)
+RATES = (1e-3, 3e-3, 1e-2, 3e-2)
+LENGTHS = (4, 16, 64)
+"""Words of an answer, where only the clock is read."""
 CHOICE_SEED = 100
 """Learning rates are chosen on it; no curve is drawn from it."""
 BAR = 0.9
@@ -60,7 +62,7 @@ def started(world: World, folder: Path, rates: dict[str, float], seed: int) -> I
     """Every contestant of `rates`, with the same weights."""
     model = folder / f"{world.name}-{seed}"
     if not model.is_dir():
-        write_model(model, world.make().words(), family="gpt2", layers=1, width=32, heads=2, length=32, seed=seed)
+        write_model(model, world.make().words(), family="gpt2", layers=1, width=32, heads=2, length=128, seed=seed)
     contestants: list[Contestant] = []
     try:
         for name, rate in rates.items():
@@ -137,6 +139,19 @@ def measures(world: World, found: dict[str, Outcome]) -> list[Measure]:
     return out
 
 
+def clock(world: World, folder: Path) -> list[Measure]:
+    """Seconds a sample by the length of answers, and the arithmetic; the first batch is not counted."""
+    samples, out = world.episodes * world.decisions, []
+    with started(world, folder, dict.fromkeys(MAKERS, RATES[0]), CHOICE_SEED) as contestants:
+        seconds = {}
+        for one, curve in zip(contestants, compete(contestants, world.updates[0]), strict=True):
+            seconds[one.name] = float(np.median(curve.seconds[1:])) / samples
+            out.append(Measure(f"{world.name}_seconds_{one.name}", seconds[one.name], "s/sample"))
+            out.append(Measure(f"{world.name}_flops_{one.name}", work(one)["flops"] / samples, "a sample"))
+    out.append(Measure(f"{world.name}_speed_vs_rllib", seconds["rllib"] / seconds["posterior"], "x"))
+    return out
+
+
 COLOURS = {"posterior": "#00798c", "rllib": "#d1495b"}
 
 
@@ -156,10 +171,11 @@ def run(args: argparse.Namespace) -> list[Measure]:
     import ray
 
     torch.set_num_threads(1)
-    worlds, rates, seeds = [WORLDS[name]() for name in args.worlds], RATES, args.seeds
+    worlds, rates = [WORLDS[name]() for name in args.worlds], RATES
+    seeds, lengths = args.seeds, LENGTHS
     if args.quick:
-        worlds = [replace(world, updates=(3, 1), episodes=12) for world in worlds]
-        rates, seeds = RATES[1:2], 2
+        worlds = [replace(world, updates=(3, 1)) for world in worlds]
+        rates, seeds, lengths = RATES[1:2], 2, LENGTHS[:1]
     out: list[Measure] = []
     pictures = []
     # RLlib keeps weights in Ray's object store even where everything runs in one process
@@ -170,6 +186,8 @@ def run(args: argparse.Namespace) -> list[Measure]:
                 found = play(world, Path(folder), rates, seeds)
                 out += measures(world, found)
                 pictures.append(draw(world, found))
+            for length in lengths:
+                out += clock(long_texts(length, episodes=16), Path(folder))
     finally:
         ray.shutdown()
     if args.picture:

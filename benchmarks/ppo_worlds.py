@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ STATES = ("A", "B", "C")
 CRUMB, PRIZE = 0.2, 1.0
 MOVES = 6
 DISCOUNT = 0.9
+TOPICS = 4
 
 
 class Ring(Env):
@@ -97,12 +98,18 @@ def ring() -> World:
 
 
 def texts() -> World:
-    """Four words about one of four topics, graded by the testbed's gold score. END is a word like any other here, so an answer always has
-    four tokens; one that is not four words of the vocabulary gets the lowest grade."""
-    args = {"topics": 4}
-    env = NoisyRaters(**args)
+    """Four words about one of four topics, graded by the testbed's gold score. The end token is a word like any other here, so an answer
+    always has four tokens; one that is not four words of the vocabulary gets the lowest grade."""
+    env = NoisyRaters(topics=TOPICS)
     rows = np.stack(np.meshgrid(*[np.arange(env.count)] * env.length, indexing="ij"), -1).reshape(-1, env.length)
-    top = {topic: min(MIDDLE + SPREAD * float(env.gold(rows, topic).max()), 1.0) for topic in range(env.topics)}
-    world = World("texts", "noisy_raters", best=0.0, discount=1.0, tokens=env.length, args=args, episodes=64)
-    best = float(np.mean([top[task.meta["topic"]] for task in world.tasks()]))
-    return World(**{**vars(world), "best": best, "updates": (100, 50)})
+    top = [min(MIDDLE + SPREAD * float(env.gold(rows, topic).max()), 1.0) for topic in range(TOPICS)]
+    world = long_texts(env.length, episodes=64, updates=(60, 30))
+    return replace(world, name="texts", best=float(np.mean([top[task.meta["topic"]] for task in world.tasks()])))
+
+
+def long_texts(length: int, episodes: int, updates: tuple[int, int] = (5, 5)) -> World:
+    """The same with more words, for the clock: their best grade is not known."""
+    args = {"topics": TOPICS, "length": length}
+    return World(
+        f"texts{length}", "noisy_raters", float("nan"), 1.0, 1, length, args, episodes=episodes, updates=updates
+    )

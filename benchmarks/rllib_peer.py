@@ -126,7 +126,8 @@ class Cast:
 
 def build(world: World, model: Path, lr: float, seed: int, epochs: int, minibatches: int) -> PPO:
     """The algorithm, everything in this process: a batch is one whole episode of each of `world.episodes` environments."""
-    logging.getLogger("ray.rllib").setLevel(logging.ERROR)
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    gym.logger.min_level = gym.logger.ERROR  # the second algorithm of a process overrides the first one's environment, and may
     register_env(f"tokens_{world.name}", Cast(world, model))
     samples = world.episodes * world.decisions
     # RLlib adds one masked step to every episode, and counts it where it cuts mini-batches
