@@ -117,8 +117,8 @@ class RLlib:
     def __init__(self, world: World, model: Path, lr: float, seed: int) -> None:
         from benchmarks.rllib_peer import build
 
-        self.algo, self.times = build(world, model, lr, seed, EPOCHS, MINIBATCHES), StepTimes()
-        self.learner: Any = self.algo.learner_group._learner
+        self.algo: Any = build(world, model, lr, seed, EPOCHS, MINIBATCHES)
+        self.learner, self.times = self.algo.learner_group._learner, StepTimes()
         self.times.wrap(self.algo.env_runner, "sample", "sample")
         self.times.wrap(self.algo.learner_group, "update", "learn")
         self.times.wrap(self.learner, "_make_batch_if_necessary", "credit")

@@ -15,7 +15,8 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
-from ray.rllib.algorithms.ppo import PPO, PPOConfig
+from ray.rllib.algorithms.algorithm import Algorithm
+from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.core.columns import Columns
 from ray.rllib.core.rl_module.apis import InferenceOnlyAPI, ValueFunctionAPI
 from ray.rllib.core.rl_module.rl_module import RLModuleSpec
@@ -81,6 +82,7 @@ class TokenModule(TorchRLModule, InferenceOnlyAPI, ValueFunctionAPI):
     """A causal language model as policy and another with a value head as critic, from the folder model_config["path"]."""
 
     def setup(self) -> None:
+        assert isinstance(self.model_config, dict)
         path = self.model_config["path"]
         self.policy = load_role(path)
         if not self.inference_only:
@@ -124,10 +126,11 @@ class Cast:
         return TokenEnv(self.world.make(), task, self.chat, self.world.turns, self.world.tokens, self.length)
 
 
-def build(world: World, model: Path, lr: float, seed: int, epochs: int, minibatches: int) -> PPO:
+def build(world: World, model: Path, lr: float, seed: int, epochs: int, minibatches: int) -> Algorithm:
     """The algorithm, everything in this process: a batch is one whole episode of each of `world.episodes` environments."""
     logging.getLogger("ray").setLevel(logging.ERROR)
-    gym.logger.min_level = gym.logger.ERROR  # the second algorithm of a process overrides the first one's environment, and may
+    # gymnasium warns that a second algorithm replaces the first one's environment, which it may
+    gym.logger.min_level = gym.logger.ERROR
     register_env(f"tokens_{world.name}", Cast(world, model))
     samples = world.episodes * world.decisions
     # RLlib adds one masked step to every episode, and counts it where it cuts mini-batches
@@ -135,9 +138,7 @@ def build(world: World, model: Path, lr: float, seed: int, epochs: int, minibatc
     config = (
         PPOConfig()
         .environment(f"tokens_{world.name}", disable_env_checking=True)
-        .env_runners(
-            num_env_runners=0, num_envs_per_env_runner=world.episodes, rollout_fragment_length=world.decisions
-        )
+        .env_runners(num_env_runners=0, num_envs_per_env_runner=world.episodes, rollout_fragment_length=world.decisions)
         .learners(num_learners=0, num_gpus_per_learner=0)
         .rl_module(rl_module_spec=RLModuleSpec(module_class=TokenModule, model_config={"path": str(model)}))
         .training(
