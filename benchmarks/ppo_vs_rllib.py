@@ -1,15 +1,16 @@
 """Posterior's PPO beside RLlib's: learning curves and seconds a sample on the same worlds, with the same network from the same weights.
 
-    python -m benchmarks.ppo_vs_rllib --json [--quick] [--seeds 3] [--worlds ring texts] [--picture FILE.svg]
+    python -m benchmarks.ppo_vs_rllib --json [--quick] [--seeds 3] [--parts ring texts clock] [--picture FILE.svg]
 
     ring    three states, six moves, cut and not ended: what lies behind the cut must come from the critic
     texts   four words about one of four topics, a grade at the end
+    clock   the same with 4, 16 and 64 words, a few batches: seconds and arithmetic a sample by the length of answers
 
 A sample is one decision: a token. Each side chooses its learning rate from the same grid, on a seed of its own and half the batches (the
 highest mean return over all of them); then both run every seed, batch by batch in turns, in one process with one thread. Return: mean
 over the episodes sampled in the last tenth of the batches; the best policy's is exact. Seconds: of the median batch. Intervals: Student's t
-over seeds. Where the time goes: stages by clock, and of one more batch torch's operators and the arithmetic of its matrix products; and the
-seconds a sample by the length of answers.
+over seeds. Where the time goes: stages by clock, and of one more batch torch's operators and the arithmetic of its
+matrix products.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from models.loading import load_tokenizer
 from models.scratch import write_model
 
 WORLDS = {"ring": ring, "texts": texts}
+PARTS = [*WORLDS, "clock"]
 RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 LENGTHS = (4, 16, 64)
 """Words of an answer, where only the clock is read."""
@@ -172,9 +174,9 @@ def run(args: argparse.Namespace) -> list[Measure]:
     import ray
 
     torch.set_num_threads(1)
-    worlds = [WORLDS[name]() for name in args.worlds]
+    worlds = [make() for name, make in WORLDS.items() if name in args.parts]
     rates: Sequence[float] = RATES[1:2] if args.quick else RATES
-    lengths: Sequence[int] = LENGTHS[:1] if args.quick else LENGTHS
+    lengths: Sequence[int] = (LENGTHS[:1] if args.quick else LENGTHS) if "clock" in args.parts else ()
     seeds = 2 if args.quick else args.seeds
     if args.quick:
         worlds = [replace(world, updates=(3, 1)) for world in worlds]
@@ -192,7 +194,7 @@ def run(args: argparse.Namespace) -> list[Measure]:
                 out += clock(long_texts(length, episodes=16), Path(folder))
     finally:
         ray.shutdown()
-    if args.picture:
+    if args.picture and pictures:
         Path(args.picture).write_text(stacked(pictures))
     return out
 
@@ -203,7 +205,7 @@ def _say(text: str) -> None:
 
 OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("--seeds", {"type": int, "default": 3}),
-    ("--worlds", {"nargs": "+", "default": list(WORLDS), "choices": list(WORLDS)}),
+    ("--parts", {"nargs": "+", "default": PARTS, "choices": PARTS}),
     ("--picture", {"default": None, "help": "where to draw the learning curves (SVG)"}),
 )
 

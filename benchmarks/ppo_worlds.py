@@ -77,7 +77,7 @@ class World:
     tokens: int = 1
     args: dict[str, Any] = field(default_factory=dict)
     episodes: int = 48
-    updates: tuple[int, int] = (40, 20)
+    updates: tuple[int, int] = (30, 15)
     entropy: float = 0.01
 
     @property
@@ -103,7 +103,7 @@ def texts() -> World:
     env = NoisyRaters(topics=TOPICS)
     rows = np.stack(np.meshgrid(*[np.arange(env.count)] * env.length, indexing="ij"), -1).reshape(-1, env.length)
     top = [min(MIDDLE + SPREAD * float(env.gold(rows, topic).max()), 1.0) for topic in range(TOPICS)]
-    world = long_texts(env.length, episodes=64, updates=(60, 30))
+    world = long_texts(env.length, episodes=64, updates=(50, 25))
     return replace(world, name="texts", best=float(np.mean([top[task.meta["topic"]] for task in world.tasks()])))
 
 
