@@ -36,8 +36,8 @@ from benchmarks.trl_peer import StepTimes
 from models.loading import RoleModel
 
 EPOCHS, MINIBATCHES = 4, 4
-STAGES = ("sample", "credit", "learn", "publish")
-"""credit: values of the batch, advantages, and making it a batch. What is left of a step is the trainer's own book-keeping."""
+STAGES = ("sample", "credit", "learn", "publish", "rest")
+"""credit: values of the batch, advantages, and making it a batch. rest: the trainer's own book-keeping."""
 
 
 @dataclass
@@ -151,7 +151,9 @@ def compete(contestants: Sequence[Contestant], updates: int) -> list[Curve]:
             began = time.perf_counter()
             curves[i].returns.append(contestants[i].step())
             curves[i].seconds.append(time.perf_counter() - began)
-            for stage, seconds in contestants[i].times.take().items():
+            spent = contestants[i].times.take()
+            spent["rest"] = curves[i].seconds[-1] - sum(spent.values())
+            for stage, seconds in spent.items():
                 curves[i].stages[stage].append(seconds)
     return curves
 

@@ -121,12 +121,12 @@ def measures(world: World, found: dict[str, Outcome]) -> list[Measure]:
         target = {"target": BAR * world.best} if name == "posterior" else {}
         add(f"return_{name}", [c.mean_return(0.1) for c in one.curves], "", baseline=world.best, **target)
         reached = [c.reached(BAR * world.best) for c in one.curves]
-        n = len(one.curves)
-        out.append(Measure(f"{world.name}_learnt_{name}", n - reached.count(None), f"of {n} seeds"))
-        if None not in reached:
-            add(f"samples_to_90_{name}", [samples * r for r in reached if r is not None], "samples")
-        if one.value_errors:
-            add(f"value_error_{name}", one.value_errors, "return")
+        learnt = [seed for seed, batches in enumerate(reached) if batches is not None]
+        out.append(Measure(f"{world.name}_learnt_{name}", len(learnt), f"of {len(reached)} seeds"))
+        if learnt:  # what follows is of those seeds alone
+            add(f"samples_to_90_{name}", [samples * batches for batches in reached if batches is not None], "samples")
+        if learnt and one.value_errors:
+            add(f"value_error_{name}", [one.value_errors[seed] for seed in learnt], "return")
         add(f"seconds_{name}", [seconds(c) for c in one.curves], "s/sample")
     pairs = list(zip(ours.curves, theirs.curves, strict=True))
     add("return_difference", [a.mean_return(0.1) - b.mean_return(0.1) for a, b in pairs], "")
@@ -135,8 +135,6 @@ def measures(world: World, found: dict[str, Outcome]) -> list[Measure]:
         out.append(Measure(f"{world.name}_rate_{name}", one.rate))
         out += [Measure(f"{world.name}_choice_{name}_{rate:g}", value) for rate, value in one.rates.items()]
         spent = {stage: float(np.median(np.concatenate([c.stages[stage] for c in one.curves]))) for stage in STAGES}
-        whole = float(np.median(np.concatenate([c.seconds for c in one.curves])))
-        spent["rest"] = whole - sum(spent.values())
         out += [Measure(f"{world.name}_{stage}_{name}", value, "s/batch") for stage, value in spent.items()]
         out += [Measure(f"{world.name}_{what}_{name}", value, "a batch") for what, value in one.work.items()]
     return out
