@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-WIDTH, HEIGHT, LEFT, BOTTOM = 640, 400, 50, 40
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 640, 400, 50, 30, 36, 40
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ def picture(lines: Sequence[Line], x_label: str, y_label: str, digits: int = 1) 
     high = high if high > low else low + 1.0
 
     def at(x: float, y: float) -> str:
-        across = LEFT + x / right * (WIDTH - LEFT - 10)
-        return f"{across:.1f} {HEIGHT - BOTTOM - (y - low) / (high - low) * (HEIGHT - BOTTOM - 20):.1f}"
+        across = LEFT + x / right * (WIDTH - LEFT - RIGHT)
+        return f"{across:.1f} {HEIGHT - BOTTOM - (y - low) / (high - low) * (HEIGHT - BOTTOM - TOP):.1f}"
 
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" font-size="12">'
