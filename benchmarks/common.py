@@ -6,10 +6,12 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
 from typing import Any
+
+import numpy as np
 
 
 @dataclass
@@ -34,6 +36,19 @@ class Measure:
         if self.met is None and self.target is not None:
             out["met"] = self.value <= self.target if self.at_most else self.value >= self.target
         return out
+
+
+T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+"""Student's t for 95 % by degrees of freedom, from 1."""
+
+
+def interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """(mean, low, high): the 95 % interval over seeds by Student's t; without end for one seed."""
+    n, mean = len(values), float(np.mean(values))
+    if n < 2:
+        return mean, float("-inf"), float("inf")
+    half = T975[min(n - 2, 8)] * float(np.std(values, ddof=1)) / n**0.5
+    return mean, mean - half, mean + half
 
 
 def main(

@@ -35,6 +35,7 @@ from algorithms.neuralese_sft import NeuraleseSFT, NeuraleseSFTConfig
 from algorithms.ppo import PPO, PPOConfig
 from algorithms.reward_model import RewardModel, RewardModelConfig
 from benchmarks.common import Measure, main
+from benchmarks.picture import Line, picture
 from envs.base import Task
 from envs.noisy_raters import MIDDLE, SPREAD, NoisyRaters
 from models.forward import Distribution
@@ -221,35 +222,16 @@ def frontier(start: np.ndarray, toward: np.ndarray, gold: np.ndarray, most: floa
     return out
 
 
-def picture(curves: dict[str, list[tuple[float, float]]]) -> str:
+COLOURS = ("#d1495b", "#edae49", "#00798c", "#30638e", "#6c757d", "#8f2d56")
+
+
+def draw(curves: dict[str, list[tuple[float, float]]]) -> str:
     """Gold by KL as an SVG: one line for each name."""
-    width, height, left, bottom = 640, 400, 50, 40
-    points = [p for line in curves.values() for p in line]
-    right, low, high = max(x for x, _ in points), min(y for _, y in points), max(y for _, y in points)
-    colours = ("#d1495b", "#edae49", "#00798c", "#30638e", "#6c757d", "#8f2d56")
-
-    def at(x: float, y: float) -> str:
-        return f"{left + x / right * (width - left - 10):.1f} {height - bottom - (y - low) / (high - low) * (height - bottom - 20):.1f}"
-
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">'
+    lines = [
+        Line(name, colour, points, dashed="tilt" in name or "best" in name)
+        for (name, points), colour in zip(curves.items(), COLOURS, strict=False)
     ]
-    for i in range(6):
-        x, y = right * i / 5, low + (high - low) * i / 5
-        parts.append(f'<text x="{at(x, low).split()[0]}" y="{height - 22}" text-anchor="middle">{x:.1f}</text>')
-        parts.append(f'<text x="{left - 6}" y="{at(0, y).split()[1]}" text-anchor="end">{y:.1f}</text>')
-    parts.append(
-        f'<text x="{width / 2}" y="{height - 6}" text-anchor="middle">KL from the start, nats an answer</text>'
-    )
-    parts.append('<text x="6" y="14">gold, standard deviations</text>')
-    for (name, line), colour in zip(curves.items(), colours, strict=False):
-        dash = ' stroke-dasharray="5 4"' if "tilt" in name or "best" in name else ""
-        parts.append(
-            f'<path d="M{"L".join(at(x, y) for x, y in line)}" fill="none" stroke="{colour}" stroke-width="2"{dash}/>'
-        )
-        place = list(curves).index(name)
-        parts.append(f'<text x="{width - 220}" y="{height - 60 - 16 * place}" fill="{colour}">{name}</text>')
-    return "".join([*parts, "</svg>"])
+    return picture(lines, "KL from the start, nats an answer", "gold, standard deviations")
 
 
 def run(args: argparse.Namespace) -> list[Measure]:
@@ -282,7 +264,7 @@ def run(args: argparse.Namespace) -> list[Measure]:
     for setting, found in curves.items():
         out += _summary(setting, found, errors[setting])
     if args.picture:
-        Path(args.picture).write_text(picture(drawn))
+        Path(args.picture).write_text(draw(drawn))
     return out
 
 
