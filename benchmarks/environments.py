@@ -20,6 +20,7 @@ import asyncio
 import inspect
 import json
 import multiprocessing
+import statistics
 import sys
 import tempfile
 import time
@@ -38,7 +39,7 @@ from envs import registry
 from envs.base import Env, SingleTurnEnv, Task
 
 ROUNDS = 6
-"""Turns that ours and the engine take."""
+"""Turns that ours and the engine take, at least; every figure is the median of the turns."""
 MULTI_TURN_TASKS = 5
 
 
@@ -66,7 +67,6 @@ def measure(name: str, args: dict[str, Any], seconds: float) -> Figures:
 
 
 async def _measure(name: str, args: dict[str, Any], seconds: float) -> Figures:
-    before = _memory()
     env = registry.make(name, args)
     env.ready()
     tasks = list(islice(env.tasks(env.splits()[0]), MULTI_TURN_TASKS))
@@ -76,24 +76,18 @@ async def _measure(name: str, args: dict[str, Any], seconds: float) -> Figures:
     for player in players:
         for task, actions in episodes:
             await player(task, actions)
-    totals = [[0, 0.0, 0.0, 0] for _ in players]
-    memory = 0.0
-    for turn in range(ROUNDS):
-        for player, total in zip(players, totals, strict=True):
-            until = time.perf_counter() + seconds / ROUNDS / len(players)
-            while time.perf_counter() < until:
-                for task, actions in episodes:
-                    steps, stepping, resetting = await player(task, actions)
-                    total[0] += steps
-                    total[1] += stepping
-                    total[2] += resetting
-                    total[3] += 1
-        if turn == 0 and engine is None:
-            memory = _memory() - before
-    each = [total[1] / total[0] for total in totals]
-    reset = totals[0][2] / totals[0][3]
+    rounds: list[list[float]] = [[] for _ in players]
+    resets: list[float] = []
+    until = time.perf_counter() + seconds
+    while time.perf_counter() < until or len(resets) < ROUNDS:
+        for player, times in zip(players, rounds, strict=True):
+            played = [await player(task, actions) for task, actions in episodes]
+            times.append(sum(stepping for _, stepping, _ in played) / sum(steps for steps, _, _ in played))
+            if player is players[0]:
+                resets.append(statistics.fmean(resetting for _, _, resetting in played))
+    each = [statistics.median(times) for times in rounds]
     await env.close()
-    return Figures(each[0], each[1] if engine else None, reset, memory)
+    return Figures(each[0], each[1] if engine else None, statistics.median(resets), 0.0)
 
 
 def memory_of(name: str, args: dict[str, Any]) -> float:

@@ -69,8 +69,10 @@ class Rewards:
 
     def value(self, record: Record, top: float) -> float:
         """In [-1, 1]: the weighted share of all there is to earn. top: the score that counts as full."""
-        got = self.score * max(-1.0, min(1.0, record.score / top)) if self.score else 0.0
-        got += self.win * record.won
+        share = max(-1.0, min(1.0, record.score / top))
+        if not (self.win or self.items or self.rooms):
+            return round(share, 9)
+        got = self.score * share + self.win * record.won
         got += sum(w for name, w in self.items.items() if name in record.items)
         got += sum(w for name, w in self.rooms.items() if name in record.rooms)
         total = self.score + self.win + sum(self.items.values()) + sum(self.rooms.values())
@@ -264,8 +266,11 @@ class Adventure(Env):
 
 def first_line(text: str) -> str:
     """The first line that is not blank, printable characters only, at most COMMAND_LIMIT of them."""
-    line = next((line for line in text[: 8 * COMMAND_LIMIT].splitlines() if line.strip()), "")
-    return "".join(c if c.isprintable() and c.isascii() else " " for c in line).strip(" >")[:COMMAND_LIMIT]
+    line = text[: 8 * COMMAND_LIMIT].strip()
+    if not (line.isascii() and line.isprintable()):
+        line = line.splitlines()[0] if line else ""
+        line = "".join(c if c.isprintable() and c.isascii() else " " for c in line)
+    return line.strip(" >")[:COMMAND_LIMIT]
 
 
 class Games(Sequence[Task]):

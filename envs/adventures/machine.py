@@ -6,6 +6,7 @@ Jericho gives every `FrotzEnv` its own copy of the C library, so several machine
 
 from __future__ import annotations
 
+import ctypes
 import pickle
 import re
 import warnings
@@ -14,8 +15,6 @@ from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from envs.adventures import zcode
 from envs.adventures.base import Adventure, first_line
@@ -33,6 +32,10 @@ STATUS = re.compile(r"Score: -?\d+ +Moves: \d+$")
 """Ends the status line, which some stories write among their text."""
 
 
+SEVERAL = re.compile(r"[.;!?]|\bthen\b")
+STRANGE = re.compile(r"[^a-z0-9',\- ]")
+
+
 def seed_of(seed: int) -> int:
     """A seed that Frotz takes for one: smaller numbers make it count instead of drawing."""
     return 1000 + seed % 2**30
@@ -41,10 +44,10 @@ def seed_of(seed: int) -> int:
 def command_of(action: str) -> str:
     """The one command in an action text: its first line that is not blank, lower case, up to a full stop; "" if there is none or it is
     forbidden. Nothing but letters, digits and - ' , passes."""
-    line = re.split(r"[.;!?]|\bthen\b", first_line(action).lower(), maxsplit=1)[0]
-    line = " ".join(re.sub(r"[^a-z0-9',\- ]", " ", line).split())
-    starts = {part.split()[0] for part in line.split(",") if part.strip()}  # "lamp, save" is an order too
-    return "" if starts & FORBIDDEN else line
+    line = SEVERAL.split(first_line(action).lower(), maxsplit=1)[0]
+    line = " ".join(STRANGE.sub(" ", line).split())
+    starts = (part.split(maxsplit=1)[0] for part in line.split(",") if part.strip())  # "lamp, save" is an order too
+    return "" if any(start in FORBIDDEN for start in starts) else line
 
 
 class Machine:
@@ -54,7 +57,7 @@ class Machine:
         self._frotz: Any = None
         self._lib: Any = None
         self._rom = b""
-        self._ram = np.zeros(0, np.uint8)
+        self._ram: Any = b""
         self.story: zcode.Story
         self.raw = ""
 
@@ -72,8 +75,7 @@ class Machine:
         # what FrotzEnv.reset does, without the copy that FrotzEnv keeps of every story it ever played
         self._lib.shutdown()
         self.raw = self._lib.setup(path.encode(), seed, self._rom, len(self._rom)).decode("cp1252", "replace")
-        self._ram = np.zeros(self._lib.getRAMSize(), np.uint8)
-        self._at = np.ctypeslib.as_ctypes(self._ram)
+        self._ram = (ctypes.c_ubyte * self._lib.getRAMSize())()
         self._read()
         return clean(self.raw)
 
@@ -90,7 +92,7 @@ class Machine:
     def variable(self, number: int) -> int:
         """A global variable, signed."""
         at = self.story.globals_at + 2 * number
-        value = int(self._ram[at]) << 8 | int(self._ram[at + 1])
+        value = self._ram[at] << 8 | self._ram[at + 1]
         return value - 0x10000 if value & 0x8000 else value
 
     def name(self, number: int) -> str:
@@ -132,7 +134,7 @@ class Machine:
         return found
 
     def _world(self, first: int) -> tuple[int, int, bytes]:
-        return self.variable(first), self.variable(first + 1), self._ram[self.story.tree].tobytes()
+        return self.variable(first), self.variable(first + 1), bytes(memoryview(self._ram)[self.story.tree])
 
     def state(self) -> bytes:
         return pickle.dumps(self._frotz.get_state())
@@ -142,7 +144,7 @@ class Machine:
         self._read()
 
     def _read(self) -> None:
-        self._lib.getRAM(self._at)
+        self._lib.getRAM(self._ram)
 
 
 class MachineAdventure(Adventure):
@@ -157,7 +159,7 @@ class MachineAdventure(Adventure):
         return command_of(action)
 
     def inventory(self) -> str:
-        if ENDED.search(self._text):
+        if ended(self._text):
             return ""
         here = self._machine.state()
         text = self._machine.send("inventory")
@@ -169,6 +171,11 @@ class MachineAdventure(Adventure):
 
     def load(self, state: bytes) -> None:
         self._machine.restore(state)
+
+
+def ended(text: str) -> bool:
+    """Whether a story says that it has ended."""
+    return ("***" in text or "estore" in text.lower()) and bool(ENDED.search(text))
 
 
 def missing() -> list[str]:
@@ -185,7 +192,8 @@ def _story(path: str) -> tuple[bytes, zcode.Story]:
 def clean(text: str) -> str:
     """A story's answer without prompt, status line and blank lines."""
     lines = [" ".join(line.split()) for line in text.split("\n")]
-    lines = [line for line in lines if not STATUS.search(line)]
+    if "Score:" in text:
+        lines = [line for line in lines if not STATUS.search(line)]
     while lines and (not lines[-1] or lines[-1].startswith(">")):
         lines.pop()
     if lines and lines[0].startswith(">"):

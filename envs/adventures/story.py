@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from envs.adventures import machine, store
 from envs.adventures.base import Scene, checked_split
-from envs.adventures.machine import ENDED, Machine, MachineAdventure
+from envs.adventures.machine import Machine, MachineAdventure, ended
 from envs.base import Move, Task
 
 FORMAT = 1
@@ -127,7 +127,7 @@ class Story(MachineAdventure):
         self._text = text
         score = self._machine.variable(self._first + 1)
         room = self._machine.name(self._machine.variable(self._first))
-        return Scene(text, score, room, over=bool(ENDED.search(text)) or self._machine.halted(), won=score >= self._top)
+        return Scene(text, score, room, over=ended(text) or self._machine.halted(), won=score >= self._top)
 
     def _read(self, file: Path) -> Reading:
         """The test at load, done once for each story and kept. Raises ValueError naming the file and what is wrong with it."""

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 from envs.adventures import machine, store
 from envs.adventures.base import Adventure, Scene, checked_split
-from envs.adventures.machine import ENDED, MachineAdventure
+from envs.adventures.machine import MachineAdventure, ended
 from envs.base import InfraError, Move, Task
 
 SPLITS = ("train", "test")
@@ -113,7 +113,7 @@ class TextWorld(MachineAdventure):
         status = STATUS.search(self._machine.raw)
         if status:
             self._room, self._score = status["room"].lower(), float(status["score"])
-        over = bool(ENDED.search(text)) or self._machine.halted()
+        over = ended(text) or self._machine.halted()
         if over and (scored := SCORED.search(text)):
             self._score = float(scored[1])
         return Scene(text, self._score, self._room, over=over, won=over and self._score >= self._top)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
 
-import numpy as np
-
 DICTIONARY_AT, OBJECTS_AT, GLOBALS_AT, SHORT_FORMS_AT, ALPHABET_AT = 0x08, 0x0A, 0x0C, 0x18, 0x34
 """Header words: the addresses of five tables (section 11)."""
 _ROWS = ("abcdefghijklmnopqrstuvwxyz", "ABCDEFGHIJKLMNOPQRSTUVWXYZ", "\0\n0123456789.,!?_#'\"/\\-:()")
@@ -32,10 +30,10 @@ class Story:
         self.tree = slice(self._first, self._first + self.objects * self._size)
         """Of dynamic memory: attributes and places of all objects."""
 
-    def parent(self, memory: Sequence[int] | np.ndarray, number: int) -> int:
+    def parent(self, memory: Sequence[int], number: int) -> int:
         """The object that an object lies in, 0 if none. memory: dynamic memory as it is now."""
         at = self._first + (number - 1) * self._size + self._parent
-        return int(memory[at]) if self.version == 3 else int(memory[at]) << 8 | int(memory[at + 1])
+        return memory[at] if self.version == 3 else memory[at] << 8 | memory[at + 1]
 
     def knows(self, word: str) -> bool:
         """Whether a word is in the dictionary, which holds the first 6 (version 3) or 9 letters."""
