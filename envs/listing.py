@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import signal
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from itertools import islice
 from typing import Any
 
@@ -16,6 +19,9 @@ ENDLESS = "endless"
 MOST_TASKS = 1200
 MOST_SECONDS = 0.05
 """A split that is no sequence counts as endless if it still goes on after so many tasks, or so much processor time."""
+UNCOUNTED = "uncounted"
+COUNT_SECONDS = 8.0
+"""For counting all splits of one environment: one that makes all its tasks beforehand does not hold up the list."""
 SPEED_SECONDS = 1.0
 
 
@@ -25,7 +31,7 @@ def rows(speed: bool = False) -> list[dict[str, Any]]:
 
 
 def row(name: str, speed: bool = False) -> dict[str, Any]:
-    """{name, description, kind, grading, turns, splits {name: tasks or "endless"}, steps_per_second, unusable}.
+    """{name, description, kind, grading, turns, splits {name: tasks, "endless" or "uncounted"}, steps_per_second, unusable}.
 
     It is constructed with its default arguments; what hinders that, or its use, stands in `unusable` ("" where nothing does), and what is
     not known then is None. speed: play it, and count steps per second.
@@ -51,11 +57,38 @@ def row(name: str, speed: bool = False) -> dict[str, Any]:
 
 async def _measure(env: Env, found: dict[str, Any], speed: bool) -> None:
     try:
-        found["splits"] = {split: _size(env, split) for split in env.splits()}
+        found["splits"] = dict.fromkeys(env.splits(), UNCOUNTED)
+        with suppress(_Late), _deadline(COUNT_SECONDS):
+            for split in found["splits"]:
+                found["splits"][split] = _size(env, split)
         if speed:
             found["steps_per_second"] = await _speed(env)
     finally:
         await env.close()
+
+
+class _Late(BaseException):
+    """Not an Exception, which an environment might catch."""
+
+
+@contextmanager
+def _deadline(seconds: float) -> Iterator[None]:
+    """Raise _Late in what runs longer; only in the main thread, where signals arrive."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def late(*_: Any) -> None:
+        raise _Late
+
+    before = signal.signal(signal.SIGALRM, late)
+    timer = signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_REAL, *timer)
 
 
 def _size(env: Env, split: str) -> int | str:
@@ -116,4 +149,9 @@ def shown(found: Sequence[dict[str, Any]], speed: bool = False) -> str:
     for number, item in reversed(list(enumerate(found, 1))):
         says = [item["description"] or "", f"unusable as it stands: {item['unusable']}" if item["unusable"] else ""]
         out[number + 1 : number + 1] = ["    " + line for line in says if line]
-    return "\n".join([*out, f"({ENDLESS}: still going after {MOST_TASKS} tasks or {MOST_SECONDS:g} s)"])
+    return "\n".join(
+        [
+            *out,
+            f"({ENDLESS}: still going after {MOST_TASKS} tasks or {MOST_SECONDS:g} s; {UNCOUNTED}: more than {COUNT_SECONDS:g} s)",
+        ]
+    )

@@ -6,7 +6,7 @@ import asyncio
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -26,7 +26,6 @@ from envs.pointer_chase import PointerChase
 class Say(gymnasium.Env[str, str]):
     """Text in, text out: say the word that is shown, within three moves."""
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": []}
     observation_space = spaces.Text(40, charset="abcdefgh :")
     action_space = spaces.Text(8, charset="abcdefgh")
 
@@ -54,9 +53,9 @@ class Reach(Picture):
 
 @pytest.fixture(autouse=True)
 def registered() -> None:
-    for name, cls in (("Say", Say), ("Picture", Picture), ("Reach", Reach)):
+    for name in ("Say", "Picture", "Reach"):
         if f"Posterior{name}-v0" not in gymnasium.registry:
-            gymnasium.register(f"Posterior{name}-v0", cls, max_episode_steps=3)
+            gymnasium.register(f"Posterior{name}-v0", f"{__name__}:{name}", max_episode_steps=3)
 
 
 def failed(report: dict[str, Any]) -> list[dict[str, Any]]:

@@ -81,7 +81,7 @@ def test_without_verifiers_it_says_how_to_have_it(tmp_path: Path) -> None:
 @needs_verifiers
 @pytest.mark.slow
 def test_a_taskset_of_verifiers_passes_the_whole_suite(folder: Path) -> None:
-    args = {"taskset": "addition_taskset", "path": str(folder)}
+    args: dict[str, Any] = {"taskset": "addition_taskset", "path": str(folder)}
     report = asyncio.run(check_env("verifiers", args))
     assert [check for check in report["checks"] if not check["ok"]] == []
     assert sum(report["tasks"].values()) == 40
@@ -180,7 +180,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.mark.slow
 def test_an_openenv_server_passes_the_whole_suite(server: str) -> None:
-    args = {"url": server, "observation": "text", "max_turns": 5}
+    args: dict[str, Any] = {"url": server, "observation": "text", "max_turns": 5}
     report = asyncio.run(check_env("openenv", args, samples=20))
     assert [check for check in report["checks"] if not check["ok"]] == []
     env = OpenEnv(**args)

@@ -10,7 +10,7 @@ import types
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -193,15 +193,19 @@ class Misremembers(Saved):
 class Crowded(Stairs):
     """All instances climb the same stairs."""
 
+    shared: ClassVar[list[int]] = [0]
+
     async def reset(self, task: Task, seed: int) -> Observation:
-        type(self).left, self.turns = task.meta["height"], 0
+        self.shared[0], self.turns = task.meta["height"], 0
         return Observation()
 
     async def step(self, action: str) -> Step:
         self.turns += 1
-        type(self).left -= action.strip() == "up"
-        done = self.left <= 0
-        return Step(f"{self.left} steps to go", float(done), terminated=done, truncated=self.turns == self.max_turns)
+        self.shared[0] -= action.strip() == "up"
+        done = self.shared[0] <= 0
+        return Step(
+            f"{self.shared[0]} steps to go", float(done), terminated=done, truncated=self.turns == self.max_turns
+        )
 
 
 class Writes(Stairs):

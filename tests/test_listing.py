@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+import time
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -32,6 +33,13 @@ class Streams(Base):
         return (Task(str(i), f"{split} {i}", "yes") for i in numbers)
 
 
+class Slow(Base):
+    def tasks(self, split: str) -> Any:
+        if split == "test":
+            time.sleep(60)
+        return super().tasks(split)
+
+
 class Unready(Base):
     def ready(self) -> None:
         raise RuntimeError("unready needs an abacus; run: apt-get install abacus")
@@ -45,7 +53,7 @@ class Breaks(Base):
 @pytest.fixture
 def named(monkeypatch: pytest.MonkeyPatch) -> None:
     module = types.ModuleType("listed")
-    for cls in (Base, Streams, Unready, Breaks):
+    for cls in (Base, Streams, Slow, Unready, Breaks):
         setattr(module, cls.__name__, cls)
         monkeypatch.setitem(registry.BUILTIN, cls.__name__.lower(), f"listed:{cls.__name__}")
     monkeypatch.setitem(registry.BUILTIN, "absent", "no_such_package.env:Env")
@@ -69,6 +77,12 @@ def test_rows_say_what_there_is(named: None) -> None:
     row = listing.row("key_door", speed=True)
     assert (row["kind"], row["turns"], row["splits"]) == ("multi-turn", 6, {"train": "endless", "test": "endless"})
     assert row["steps_per_second"] > 10
+
+
+def test_a_slow_one_does_not_hold_up_the_list(named: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listing, "COUNT_SECONDS", 0.3)
+    row = listing.row("slow")
+    assert (row["splits"], row["unusable"]) == ({"train": 3, "test": "uncounted"}, "")
 
 
 def test_what_cannot_be_used_says_why(named: None) -> None:
