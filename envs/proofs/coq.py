@@ -118,7 +118,7 @@ class CoqBackend(ProofBackend):
         with self._lock:
             known = self._verdicts.get(key)
         if known is None:
-            known = self._rehearse(theorem, tactics)
+            known = self.rehearse(theorem, tactics)
             if known.proved:
                 known = self._queue.ask(theorem, tactics)
             with self._lock:
@@ -183,7 +183,7 @@ class CoqBackend(ProofBackend):
                 self._headers[header] = folder, _summary(done[1].out)
             return [(str(self._headers[header][0]), "/header")], ["-Q", "/header", "Trusted"]
 
-    def _rehearse(self, theorem: Theorem, tactics: Sequence[str]) -> Verdict:
+    def rehearse(self, theorem: Theorem, tactics: Sequence[str]) -> Verdict:
         """Run the proof in the warm session; nothing of it stays."""
         try:
             with self._lock:
