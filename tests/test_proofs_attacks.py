@@ -9,9 +9,8 @@ import pytest
 
 from envs.check import check_env
 from envs.proofs.agda import HEADER, AgdaBackend, installed
-from envs.proofs.attacks import AGDA, COQ, FALSE, NAME, run_agda_attack, run_attack
+from envs.proofs.attacks import AGDA, COQ, FALSE, LIMITS, NAME, run_agda_attack, run_attack
 from envs.proofs.backend import Theorem
-from envs.proofs.confined import Limits
 from envs.proofs.coq import CoqBackend
 
 DEEP = (
@@ -31,7 +30,7 @@ REFUSED = [name for name in COQ if not name.startswith(("endless", "huge", "deep
 
 @pytest.fixture(scope="module")
 def coq() -> Iterator[CoqBackend]:
-    backend = CoqBackend(Limits(cpu_seconds=1.0))
+    backend = CoqBackend(LIMITS)
     yield backend
     backend.close()
 
@@ -97,5 +96,5 @@ def test_agda(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["proofs", "proof_steps"])
 def test_conformance(name: str) -> None:
-    result = asyncio.run(check_env(name, {"count": 200}, samples=100))
+    result = asyncio.run(check_env(name, {"count": 100}, samples=50))
     assert result["ok"], [check for check in result["checks"] if not check["ok"]]

@@ -18,6 +18,7 @@ import psutil
 from envs.base import InfraError
 from envs.proofs import script
 from envs.proofs.backend import ProofBackend, Theorem
+from envs.proofs.confined import Limits
 from envs.proofs.coq import CoqBackend
 
 MARK = "posterior_proof_mark"
@@ -25,6 +26,8 @@ NAME = "proof_known"
 """The theorem's name, which is a secret in earnest."""
 FALSE = Theorem("forall n : nat , n = 0")
 _CHEAT = f"Theorem {NAME} : forall n : nat , n = 0 ."
+LIMITS = Limits(cpu_seconds=0.75)
+"""Tight ones, since several attacks use them up."""
 _LAST = "Theorem last : True . exact I ."
 """What our own "Qed." may close."""
 
@@ -228,11 +231,16 @@ def _ill(backend: CoqBackend) -> list[str]:
     """What the checker now gets wrong; it has not seen these proofs since it was last asked."""
     backend.forget()
     wrong = []
-    right = {"1 + 1 = 2": "reflexivity .", "forall n : nat , n = n": "intros n . reflexivity ."}
-    for statement, proof in right.items():
-        verdict = backend.check(Theorem(statement), proof)
+    right = [
+        (Theorem("1 + 1 = 2"), ("reflexivity .",)),
+        (Theorem("forall n : nat , n = n"), ("intros n .", "reflexivity .")),
+    ]
+    for proof in right:
+        if not backend.rehearse(*proof).proved:
+            wrong.append(f"the session refuses a proof of {proof[0].statement}")
+    for (theorem, _), verdict in zip(right, backend.certify(right), strict=True):
         if not verdict.proved:
-            wrong.append(f"refuses a proof of {statement}: {verdict.note}")
+            wrong.append(f"refuses a proof of {theorem.statement}: {verdict.note}")
     for statement in ("1 + 1 = 3", "forall n : nat , n = 0"):
         if (
             backend.check(Theorem(statement), "intros . reflexivity .").proved

@@ -21,6 +21,7 @@ import tempfile
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import ClassVar
 
@@ -86,10 +87,10 @@ class CoqBackend(ProofBackend):
 
     def __init__(self, limits: Limits = Limits(), read: Callable[[str], list[str]] = script.sentences) -> None:
         self.limits, self.read = limits, read
-        self._lock = threading.RLock()
+        self._lock, self._kept = threading.RLock(), threading.Lock()
         self._sessions: OrderedDict[str, Coqtop] = OrderedDict()
         self._headers: dict[str, tuple[Path, list[str]]] = {}
-        self._verdicts: OrderedDict[tuple[Theorem, tuple[str, ...]], Verdict] = OrderedDict()
+        self._verdicts: OrderedDict[tuple[Theorem, tuple[str, ...]], Future[Verdict]] = OrderedDict()
         self._queue = _Batches(self.certify)
 
     @classmethod
@@ -113,19 +114,24 @@ class CoqBackend(ProofBackend):
         return self.check_script(theorem, tactics)
 
     def check_script(self, theorem: Theorem, tactics: tuple[str, ...]) -> Verdict:
-        """`check` of a proof that is taken apart already."""
+        """`check` of a proof that is taken apart already. The same proof is judged once, also while it is under way."""
         key = (theorem, tactics)
-        with self._lock:
-            known = self._verdicts.get(key)
-        if known is None:
-            known = self._rehearse(theorem, tactics)
-            if known.proved:
-                known = self._queue.ask(theorem, tactics)
-            with self._lock:
-                self._verdicts[key] = known
-                while len(self._verdicts) > _KEPT_VERDICTS:
-                    self._verdicts.popitem(last=False)
-        return known
+        with self._kept:
+            kept = self._verdicts.get(key)
+            mine = kept is None
+            if kept is None:
+                kept = self._verdicts[key] = Future()
+            while len(self._verdicts) > _KEPT_VERDICTS:
+                self._verdicts.popitem(last=False)
+        if mine:
+            try:
+                verdict = self.rehearse(theorem, tactics)
+                kept.set_result(self._queue.ask(theorem, tactics) if verdict.proved else verdict)
+            except BaseException as error:
+                with self._kept:
+                    self._verdicts.pop(key, None)  # a fault is no verdict
+                kept.set_exception(error)
+        return kept.result()
 
     def open(self, theorem: Theorem, script: tuple[str, ...] = ()) -> CoqSession:
         return CoqSession(self, theorem, script)
@@ -149,7 +155,7 @@ class CoqBackend(ProofBackend):
 
     def forget(self) -> None:
         """Drop the verdicts that are kept."""
-        with self._lock:
+        with self._kept:
             self._verdicts.clear()
 
     def process_ids(self) -> list[int]:
@@ -183,7 +189,7 @@ class CoqBackend(ProofBackend):
                 self._headers[header] = folder, _summary(done[1].out)
             return [(str(self._headers[header][0]), "/header")], ["-Q", "/header", "Trusted"]
 
-    def _rehearse(self, theorem: Theorem, tactics: Sequence[str]) -> Verdict:
+    def rehearse(self, theorem: Theorem, tactics: Sequence[str]) -> Verdict:
         """Run the proof in the warm session; nothing of it stays."""
         try:
             with self._lock:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from typing import Any, ClassVar, overload
+from typing import Any, ClassVar, TypeVar, overload
 
 from envs.base import Env, Grade, Move, Observation, SingleTurnEnv, Step, Task
 from envs.proofs import wording
@@ -25,6 +26,9 @@ from envs.proofs.sources import Problem, Source
 
 BACKENDS = ("coq", "agda", "lean")
 PROMPTS = ("plain", "chat")
+T = TypeVar("T")
+_WAITING = ThreadPoolExecutor(64, "proofs")
+"""Proofs under way at once: those that wait for the last check share it."""
 
 
 @lru_cache(maxsize=16)
@@ -47,7 +51,7 @@ class Proving:
         held_out: Sequence[str] = HELD_OUT,
         sizes: Sequence[int] = (2, 5),
         larger: int = 2,
-        count: int = 2000,
+        count: int = 1000,
         seed: int = 0,
         prompt: str = "plain",
         cpu_seconds: float = 2.0,
@@ -127,7 +131,7 @@ class Proofs(Proving, SingleTurnEnv):
     async def grade(self, task: Task, text: str) -> Grade:
         """1 for a proof."""
         proof = wording.unfenced(text)
-        verdict = await asyncio.to_thread(self.backend.check, self.theorem(task), proof)
+        verdict = await _aside(self.backend.check, self.theorem(task), proof)
         return Grade(float(verdict.proved), note=verdict.note)
 
 
@@ -183,10 +187,10 @@ class ProofSteps(Proving, Env):
         """An action is one tactic. Reward 1 for the one that completes the proof."""
         if self._session is None:
             raise RuntimeError("step() before reset()")
-        reply = await asyncio.to_thread(self._session.step, wording.unfenced(action))
+        reply = await _aside(self._session.step, wording.unfenced(action))
         self._turns += 1
         if reply.closed:
-            verdict = await asyncio.to_thread(self._session.verdict)
+            verdict = await _aside(self._session.verdict)
             grade = Grade(float(verdict.proved), {"turns": float(self._turns)}, note=verdict.note)
             return Step("", grade.value, terminated=True, grade=grade)
         observation = wording.error(reply.error, self.errors == "short") if reply.error else wording.goals(reply)
@@ -205,6 +209,11 @@ class ProofSteps(Proving, Env):
         statement, script, self._turns, self._limit = json.loads(state)
         self._theorem = Theorem(statement, self.source.header)
         self._session = self.backend.open(self._theorem, tuple(script))
+
+
+async def _aside(work: Callable[..., T], *arguments: Any) -> T:
+    """The result of `work`, computed in another thread."""
+    return await asyncio.get_running_loop().run_in_executor(_WAITING, lambda: work(*arguments))
 
 
 class _Walked(Sequence[Task]):

@@ -1,4 +1,7 @@
-"""Equations of which each is proven by induction on its first variable, around random expressions that the induction leaves alone."""
+"""Equations of which each is proven by induction on one variable, around random expressions that the induction leaves alone.
+
+Their right sides are what rewriting would change, so that none of them is a lemma of `envs.proofs.lemmas.rewriting` too.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,9 @@ _LIST = ("assoc", "len", "map")
 
 
 def lemma(family: str, size: int, rng: Random) -> Lemma | None:
-    """size: operations on the left side."""
-    left, right = _nat(size, rng) if family == "natind" else _list(size, rng)
-    names = binders(left)
+    """size: operations on the right side."""
+    right, left = _nat(size, rng) if family == "natind" else _list(size, rng)
+    names = binders(right)
     variable = "a" if family == "natind" else "l"
     pattern = "a IH" if family == "natind" else "x l IH"
     tactics = (
@@ -23,27 +26,29 @@ def lemma(family: str, size: int, rng: Random) -> Lemma | None:
         f"induction {variable} as [ | {pattern} ] .",
         *("reflexivity .", "simpl .", "rewrite IH .", "reflexivity ."),
     )
-    return Lemma(family, size, f"forall {bound(left)} , {shown(left)} = {shown(right)}", tactics)
+    return Lemma(family, size, f"forall {bound(right)} , {shown(left)} = {shown(right)}", tactics)
 
 
 def _nat(size: int, rng: Random) -> tuple[Term, Term]:
+    """(right, left) of an equation."""
     kind = rng.choice(_NAT) if size >= 2 else "succ"
     lifts = 0 if kind == "assoc" else size - 1 if kind == "succ" else 1 + int(rng.random() * (size - 2))
     rest = size - 1 - lifts
     if kind != "assoc" and rest == 0:
         inner: Term = "b"
-        right: Term = ("+", "a", "b")
+        raised: Term = ("+", "a", "b")
     else:
         rest = max(rest, 1)
         first = int(rng.random() * rest)
         one, two = _sum("+", first, "bcd", rng), _sum("+", rest - 1 - first, "bcd", rng)
-        inner, right = ("+", one, two), ("+", ("+", "a", one), two)
+        inner, raised = ("+", one, two), ("+", ("+", "a", one), two)
     for _ in range(max(lifts, kind != "assoc")):
-        inner, right = ("S", inner), ("S", right)
-    return _ordered(("+", "a", inner), right, "abcd")
+        inner, raised = ("S", inner), ("S", raised)
+    return _ordered(("+", "a", inner), raised, "abcd")
 
 
 def _list(size: int, rng: Random) -> tuple[Term, Term]:
+    """(right, left) of an equation."""
     kind = rng.choice(_LIST)
     if kind == "assoc":
         rest = max(size - 1, 1)
@@ -59,15 +64,15 @@ def _list(size: int, rng: Random) -> tuple[Term, Term]:
 def _sum(operation: str, size: int, names: str, rng: Random) -> Term:
     if size <= 0:
         return rng.choice(names)
-    left = int(rng.random() * size)
-    return operation, _sum(operation, left, names, rng), _sum(operation, size - 1 - left, names, rng)
+    first = int(rng.random() * size)
+    return operation, _sum(operation, first, names, rng), _sum(operation, size - 1 - first, names, rng)
 
 
-def _ordered(left: Term, right: Term, names: str) -> tuple[Term, Term]:
-    """Variables renamed in the order in which they appear on the left."""
-    found = [name for name in binders(left) if name != "f"]
+def _ordered(one: Term, other: Term, names: str) -> tuple[Term, Term]:
+    """Variables renamed in the order in which they appear in the first."""
+    found = [name for name in binders(one) if name != "f"]
     renamed: dict[str, str] = dict(zip(found, names, strict=False))
-    return _renamed(left, renamed), _renamed(right, renamed)
+    return _renamed(one, renamed), _renamed(other, renamed)
 
 
 def _renamed(term: Term, names: dict[str, str]) -> Term:

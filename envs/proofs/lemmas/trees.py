@@ -11,14 +11,20 @@ FAMILIES = ("le", "mem")
 _NAMES = "abcd"
 
 
-def lemma(family: str, size: int, rng: Random) -> Lemma:
-    """size: facts in the proof."""
-    return _inequality(size, rng) if family == "le" else _member(size, rng)
+def lemma(family: str, size: int, rng: Random) -> Lemma | None:
+    """One attempt at a lemma whose hypotheses, and operations on the right side of its conclusion, are so many together."""
+    made = _inequality(size, rng) if family == "le" else _member(size, rng)
+    hypotheses, _, conclusion = made.statement.rpartition("-> ")
+    right = conclusion.partition(" <= ")[2] if family == "le" else conclusion
+    operations = sum(word in ("S", "+", "::", "++") for word in right.split())
+    given = hypotheses.count("<=") + hypotheses.count("mem")
+    return made if given + operations == size else None
 
 
 def _inequality(size: int, rng: Random) -> Lemma:
+    facts = size + int(rng.random() * size)
     hypotheses: list[tuple[str, str]] = []
-    left, right, tactics = _compared(size, hypotheses, rng)
+    left, right, tactics = _compared(facts, hypotheses, rng)
     names = {old: _NAMES[i] for i, old in enumerate(binders(*(x for h in hypotheses for x in h), left, right))}
     given = [f"{names[a]} <= {names[b]}" for a, b in hypotheses]
     labels = [f"h{i + 1}" for i in range(len(hypotheses))]
