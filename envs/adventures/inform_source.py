@@ -168,7 +168,7 @@ def source(world: World, style: str, thing_points: int, room_points: int) -> str
         ]
         has = " ".join(["light" if name not in world.dark else "~light", *(["scored"] if name in world.scored else [])])
         shown = name if terse else name.capitalize()
-        description = "" if terse else f', description "{_about(name)}"'
+        description = "" if terse else f', description "You are in the {name}."'
         lines.append(f'Room {room[name]} "{shown}" with {", ".join(ways)}{description}, has {has};')
     for (a, b), colour in world.doors.items():
         way = next(w for w, other in world.exits(a).items() if other == b)
@@ -181,9 +181,7 @@ def source(world: World, style: str, thing_points: int, room_points: int) -> str
     for i, (thing, place) in enumerate(world.places.items()):
         words = " ".join(f"'{word}'" for word in thing.split())
         ident = f"k_{thing.split()[0]}" if thing.endswith(" key") else f"t{i}"
-        has = "switchable light" if thing == LAMP else "scored" if thing in world.treasures else ""
-        if thing == LAMP:
-            has = "switchable"
+        has = "switchable" if thing == LAMP else "scored" if thing in world.treasures else ""
         light = ", after [; SwitchOn: give self light; SwitchOff: give self ~light; ]" if thing == LAMP else ""
         lines.append(
             f'Object {ident} "{thing}" {chest.get(place) or room[place]} with name {words}{light}'
@@ -202,7 +200,3 @@ def points(world: World, thing_points: int, room_points: int) -> int:
 def _gate(world: World, a: str, b: str) -> str | None:
     colour = world.door(a, b)
     return f"g_{colour}" if colour else None
-
-
-def _about(room: str) -> str:
-    return f"You are in the {room}."

@@ -115,8 +115,8 @@ def draw(difficulty: Difficulty, rng: np.random.Generator) -> World:
     corridors, above = _map(rooms, size["loops"], rng)
     behind = {room: _way_up(room, above) for room in rooms}  # the room itself and those above it, up to the start
 
-    # A colour for each locked door, in the order in which they can be reached; `behind` makes it a topological one.
-    # A loop could lead around a door, so a locked room has no other way in.
+    # A room was dug after the one above it, so this order is one in which the doors can be reached: a key may lie behind earlier ones.
+    # A loop could lead around a door: those that do are left out.
     gates = sorted(int(i) for i in rng.choice(np.arange(1, len(rooms)), size["doors"], replace=False))
     locked = [rooms[i] for i in gates]
     corridors = [c for c in corridors if _keeps(c, above, set(locked), behind)]
