@@ -105,6 +105,27 @@ def test_whole_proofs(coq: CoqBackend) -> None:
         assert why in verdict.note
 
 
+def test_nothing_of_a_failed_proof_stays(coq: CoqBackend) -> None:
+    """What comes after a sentence that fails is executed all the same; the next proof must not begin behind it."""
+    for failing in ("foo . intros p q h .", "intros p . foo . intros q h . destruct h as [ h1 h2 ] ."):
+        assert not coq.check(SWAP, failing).proved
+        assert not coq.check(SWAP, f"destruct h as [ h1 h2 ] . {' '.join(PROOF[2:])}").proved
+        coq.forget()
+        assert coq.check(SWAP, " ".join(PROOF)).proved
+    session = coq.open(SWAP)
+    assert session.step("foo .").error
+    assert not coq.check(SWAP, "foo . intros p q h .").proved
+    assert session.goals().goals[0].conclusion == "forall p q : Prop, p /\\ q -> q /\\ p"
+
+
+def test_a_checker_that_is_made_to_end_refuses_the_proof() -> None:
+    backend = CoqBackend(read=lambda text: [text])
+    assert not backend.check(SWAP, "Quit .").proved
+    assert backend.open(SWAP).step("Quit .").error.startswith("the checker ended")
+    assert backend.check(Theorem("1 = 1"), "reflexivity .").proved
+    backend.close()
+
+
 def test_a_header_is_ours_and_may_hold_what_proofs_may_not_use(coq: CoqBackend) -> None:
     header = "Definition twice ( n : nat ) := n + n .\nAxiom wrong : False .\n"
     assert coq.check(Theorem("twice 2 = 4", header), "reflexivity .").proved

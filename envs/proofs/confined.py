@@ -19,6 +19,7 @@ from pathlib import Path
 
 from envs.base import InfraError
 from envs.coding import jail
+from envs.coding.sandbox import require_sandbox
 
 _SLOTS = itertools.count()
 _FIRST_SLOT = 300
@@ -81,6 +82,7 @@ def start(
 ) -> subprocess.Popen[bytes]:
     """The launcher in a fresh sandbox, talking over pipes. arguments: of the launcher, from its mode on. writes: give it a scratch folder.
     errors: where its standard error goes (see subprocess). calls: system calls to allow besides."""
+    require_sandbox()
     slot = _FIRST_SLOT + next(_SLOTS) % 300
     uid = jail.slot_uid(slot)
     with ExitStack() as after_start:
@@ -134,18 +136,18 @@ def run(
     except ValueError:
         words = errors.decode(errors="replace").strip()[-400:]
         raise InfraError(f"proof checker: the sandbox ended with status {process.returncode}: {words}") from None
-    return [_done(result) for result in results]
+    return [_done(result, cpu) for result in results]
 
 
-def _done(result: dict[str, object]) -> Done:
+def _done(result: dict[str, object], limit: float) -> Done:
     cause, code, cpu, out = (result[key] for key in ("cause", "code", "cpu", "out"))
     assert isinstance(code, int)
     assert isinstance(out, str)
     assert isinstance(cpu, float)
     if cause == "exit" and os.WIFSIGNALED(code) and os.WTERMSIG(code) == 9:
         raise InfraError("proof checker: killed from outside")
-    if cause == "wall" and cpu < 0.5:
-        raise InfraError(f"proof checker: starved, {cpu:.2f} s of CPU time in the whole limit")
+    if cause == "wall" and cpu < limit:  # it cannot sleep
+        raise InfraError(f"proof checker: starved, {cpu:.2f} s of CPU time and no end")
     if os.WIFEXITED(code) and os.WEXITSTATUS(code) == 127:
         raise InfraError(f"proof checker: {out.strip()[-200:]}")
     return Done(cause == "exit" and code == 0, str(cause), out, cpu, base64.b64decode(str(result["kept"])))

@@ -57,8 +57,8 @@ class Coqtop:
         common = 0
         while common < min(len(path), len(self._path)) and self._path[common][0] == path[common]:
             common += 1
-        if common < len(self._path):
-            target = self._path[common - 1][1] if common else self._base
+        target = self._path[common - 1][1] if common else self._base
+        if self._state != target:  # further on, or behind sentences that came after an error
             self._exchange([f"BackTo {target}."])
             if self._state != target:  # a sentence was more than one: the session has lost its place
                 self._start()
@@ -174,11 +174,11 @@ class Coqtop:
         return time.clock_gettime(self._clock) if self._clock else 0.0
 
     def _ended(self, out: bytes) -> Exception:
-        assert self._process is not None
-        code = self._process.wait()
+        assert self._process
+        code, starting = self._process.wait(), not self._base
         self.close()
         words = out.decode("utf-8", "replace").strip()[-200:]
-        if code in (-9, 137) or not self._state:
+        if code in (-9, 137) or starting:
             return InfraError(f"coqtop ended with status {code}: {words}")
         return Stuck(f"the checker ended: {words or code}")
 

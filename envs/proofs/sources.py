@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,14 +20,16 @@ class Problem:
     size: int = 0
 
 
-class Source:
+class Source(ABC):
     """header: definitions and imports before every statement. facts: what to tell a chat model of it."""
 
     header: str = ""
     facts: Sequence[str] = ()
 
+    @abstractmethod
     def splits(self) -> tuple[str, ...]:
-        raise NotImplementedError
+        """Their names, the one to train on first."""
 
+    @abstractmethod
     def problems(self, split: str) -> Sequence[Problem]:
-        raise NotImplementedError
+        """All of a split."""
