@@ -118,6 +118,7 @@ class RLlib:
         from benchmarks.rllib_peer import build
 
         self.algo: Any = build(world, model, lr, seed, EPOCHS, MINIBATCHES)
+        assert self.algo.learner_group is not None
         self.learner: Any = self.algo.learner_group._learner
         self.times = StepTimes()
         self.times.wrap(self.algo.env_runner, "sample", "sample")
