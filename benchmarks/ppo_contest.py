@@ -118,7 +118,9 @@ class RLlib:
         from benchmarks.rllib_peer import build
 
         self.algo: Any = build(world, model, lr, seed, EPOCHS, MINIBATCHES)
-        self.learner, self.times = self.algo.learner_group._learner, StepTimes()
+        assert self.algo.learner_group is not None
+        self.learner: Any = self.algo.learner_group._learner
+        self.times = StepTimes()
         self.times.wrap(self.algo.env_runner, "sample", "sample")
         self.times.wrap(self.algo.learner_group, "update", "learn")
         self.times.wrap(self.learner, "_make_batch_if_necessary", "credit")

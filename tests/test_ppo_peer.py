@@ -69,7 +69,8 @@ def test_both_sides_play_the_same_episodes_with_the_same_policy(world: World, tm
             values = module.compute_values(batch)
         logprobs = said[torch.arange(world.decisions), torch.from_numpy(trace.token[trace.sampled]).long()]
         assert logprobs.numpy() == pytest.approx(trace.logprob[trace.sampled], abs=1e-5)
-        assert values[0].item() == pytest.approx(first_values(module.critic, [trace.token[: rows[0][-1]].tolist()])[0])
+        alone = first_values(module.critic, [trace.token[: rows[0][-1]].tolist()])[0]
+        assert values[0].item() == pytest.approx(alone, abs=1e-4)
 
 
 def test_advantages_equal_those_of_rllib() -> None:
