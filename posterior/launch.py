@@ -16,7 +16,7 @@ from actors.diary import Diary
 from actors.env_worker import EnvWorker
 from actors.latent_sampler import LatentSampler
 from actors.learner import resolve_roles
-from actors.monitor import START, HackingMonitor
+from actors.monitor import PROBES, START, HackingMonitor
 from actors.reward import LearnedReward, RewardScorer
 from actors.sampler import TokenSampler, sampler_environment
 from actors.scorer import Scorer
@@ -152,7 +152,8 @@ def settled(config: RunConfig, options: dict[str, Any]) -> dict[str, Any]:
 
 def hacking_monitor(config: RunConfig) -> HackingMonitor:
     m = config.monitor
-    return HackingMonitor(m.rater, m.answers, m.z, m.stop, m.kl_budget, tuple(m.probes))
+    probes = PROBES if m.probes is None else tuple(m.probes)
+    return HackingMonitor(m.rater, m.answers, m.z, m.stop, m.kl_budget, probes)
 
 
 def check_env(config: RunConfig) -> None:
