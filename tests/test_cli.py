@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from envs.registry import BUILTIN
 from posterior import cli
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -123,7 +124,11 @@ def test_dry_run_prints_every_value_with_its_source(tmp_path: Path) -> None:
 def test_envs_list(tmp_path: Path) -> None:
     done = run("envs", "list", "--json", cwd=tmp_path, module=False)
     assert done.returncode == 0, done.stderr
-    assert "coding" in [row["name"] for row in json.loads(done.stdout)["envs"]]
+    rows = json.loads(done.stdout)["envs"]
+    assert {row["name"] for row in rows} >= set(BUILTIN)
+    usable = [row for row in rows if not row["unusable"]]
+    assert {"coding", "key_door", "punchline", "walk"} <= {row["name"] for row in usable}
+    assert all(row["splits"] and row["turns"] >= 1 for row in usable)
 
 
 def test_missing_runs_are_named(tmp_path: Path) -> None:

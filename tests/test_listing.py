@@ -95,11 +95,3 @@ def test_what_cannot_be_used_says_why(named: None) -> None:
     assert table[1].split() == ["base", "single-turn", "exact", "1", "train", "3,", "test", "3"]
     assert "    unusable as it stands: unready needs an abacus; run: apt-get install abacus" in table
     assert any(line.startswith("walk ") and "train 1174, test 372, pretrain endless" in line for line in table)
-
-
-def test_every_built_in_has_a_row() -> None:
-    rows = listing.rows()
-    assert {row["name"] for row in rows} >= set(registry.BUILTIN)
-    usable = [row for row in rows if not row["unusable"]]
-    assert {"coding", "key_door", "punchline", "walk"} <= {row["name"] for row in usable}
-    assert all(row["splits"] and row["turns"] >= 1 for row in usable)
