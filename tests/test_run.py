@@ -46,6 +46,7 @@ def test_a_seed_reproduces_a_run_and_a_stopped_run_continues_the_same_curve(whol
     assert "is finished" in again["error"]
 
 
+@pytest.mark.slow
 def test_a_custom_environment_and_a_users_model_train_with_one_command(
     tiny_model: Callable[..., Path], tmp_path: Path
 ) -> None:
