@@ -17,6 +17,7 @@ from benchmarks.common import interval
 from benchmarks.picture import Line, picture, stacked
 from benchmarks.ppo_contest import Curve, Posterior, first_values
 from benchmarks.ppo_worlds import CRUMB, DISCOUNT, PRIZE, STATES, World, long_texts, ring, ring_values, texts
+from envs.noisy_raters import NoisyRaters
 from models.scratch import write_model
 
 
@@ -35,7 +36,8 @@ def test_the_best_policy_of_the_ring_by_value_iteration() -> None:
     assert ring().best == 2 * PRIZE
     # the best answer about each topic, asked of the environment's own grader
     world = texts()
-    env, best = world.make(), {}
+    env, best = world.make(), dict[int, float]()
+    assert isinstance(env, NoisyRaters)
     for task in world.tasks():
         topic = task.meta["topic"]
         if topic not in best:
