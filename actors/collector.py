@@ -23,6 +23,7 @@ from ray.exceptions import RayActorError
 from actors.buffer import TraceBuffer
 from actors.clients import ActorLost, EnvClient, SamplerClient, cause, unwrap
 from actors.diary import Diary, Status
+from actors.judge import Judge
 from actors.monitor import PROBED, START, HackingMonitor, hacking_figures, swayed
 from actors.reward import LearnedReward
 from actors.rollout import Roller, grade_of, seed_of
@@ -148,7 +149,6 @@ class Collector:
     samplers: SamplerClient
     envs: EnvClient
     scorers: dict[str, Any]
-    reward: Any
 
     def __init__(
         self, config: CollectorConfig, make_algorithm: Callable[[], Any], attempts: int = 4, diary: Diary | None = None
@@ -165,8 +165,9 @@ class Collector:
         self.buffer = TraceBuffer(config.batch_groups, config.staleness)
         self._chat = ChatFormat(load_tokenizer(config.model_path, config.trust_remote_code))
         self.flops = _flop_model(config.model_path, config.trust_remote_code)
+        self.judge: Judge | None = None
         if config.learned is not None:
-            self.reward_flops = _flop_model(config.learned.folders[0], config.trust_remote_code)
+            self.judge = Judge(config.learned, _flop_model(config.learned.folders[0], config.trust_remote_code))
         self._roller: Roller | None = None
         self._tasks: dict[int, Task] = {}
         self._changed = asyncio.Condition()
@@ -194,7 +195,8 @@ class Collector:
         self.samplers = SamplerClient(neighbours.samplers, self._attempts, self.config.staleness == 0, moved)
         self.envs = EnvClient(neighbours.envs, self._attempts, moved)
         self.scorers = dict(neighbours.scorers)
-        self.reward = neighbours.reward
+        if self.judge is not None:
+            self.judge.connect(neighbours.reward)
         self._roller = None
         self._watch = Watch(self.status, [self.samplers, self.envs], self._doing)
 
@@ -217,6 +219,8 @@ class Collector:
             self.buffer.load(state["buffer"])
             self._totals.update(state["totals"])
             self.algorithm.load(state["algorithm"])
+        if self.judge is not None:
+            await self.judge.load(state["labels"] if state is not None else [])
         self.buffer.advance(version)
         async with self._changed:
             self._changed.notify_all()  # calls of a learner that died must not wait for the new one's batch
@@ -262,7 +266,9 @@ class Collector:
             self._check_started(epoch)
             if self._failure is not None:
                 raise self._failure
-            groups = self.buffer.take()
+            version, groups = self.buffer.version, self.buffer.take()
+        if self.judge is not None:
+            await self.judge.listen([trace for group in groups for trace in group.live], version)
         totals = {**self._totals, "groups/refused": float(self.buffer.refused), "restarts": float(self._restarts())}
         # with S > 0 the next groups start while the learner works
         if self.buffer.may_admit():
@@ -313,13 +319,13 @@ class Collector:
             [[t.passed for t in g.live] for g in graded],
             [[t.grade for t in g.live] for g in graded],
         )
-        if self.config.learned is not None:
+        if self.judge is not None:
             traces = [trace for group in graded for trace in group.live]
-            await self.learned_reward(traces)
+            await self.judge.give(traces)
             await self.score(START, traces)
             monitor = self.config.monitor
             figures |= hacking_figures(graded, monitor)
-            figures |= swayed(await self._ask_reward("gains", traces[:PROBED], monitor.probes))
+            figures |= swayed(await self.judge.gains(traces[:PROBED], monitor.probes))
         return EvalReply(figures, groups, time.perf_counter() - start, by_task(groups))
 
     async def probe(self, split: str, tasks: int, plan: ProbePlan) -> list[Group]:
@@ -341,7 +347,12 @@ class Collector:
     async def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of the collection."""
         self._check_started()
-        return {"buffer": self.buffer.state(), "totals": dict(self._totals), "algorithm": self.algorithm.state()}
+        return {
+            "buffer": self.buffer.state(),
+            "totals": dict(self._totals),
+            "algorithm": self.algorithm.state(),
+            "labels": [] if self.judge is None else self.judge.labels,
+        }
 
     async def request_stop(self) -> None:
         """Ask the learner to write a checkpoint and end (Ctrl-C)."""
@@ -370,18 +381,6 @@ class Collector:
         except RayActorError as error:
             raise ActorLost(f"the scorer of the role {role} died and does not come back: {cause(error)}") from error
         write_scores(role, 0, traces, values)
-
-    async def learned_reward(self, traces: Sequence[Trace]) -> None:
-        """Have the reward model grade traces; its word becomes part of their reward."""
-        assert self.config.learned is not None
-        if traces:
-            self.config.learned.give(traces, await self._ask_reward("score", list(traces)))
-
-    async def _ask_reward(self, method: str, *args: Any) -> Any:
-        try:
-            return await getattr(self.reward, method).remote(*args)
-        except RayActorError as error:
-            raise ActorLost(f"the reward model's actor died and does not come back: {cause(error)}") from error
 
     async def roller(self) -> Roller:
         if self._roller is None:
@@ -422,9 +421,9 @@ class Collector:
         actors = GroupActors(self, name, seed_of(self.config.seed, "train", index))
         try:
             group = await self.algorithm.collect(task, actors)
-            if self.config.learned is not None:
-                await self.learned_reward(group.live)
-                actors.flops += self.reward_flops.forward(map(len, group.live)) * len(self.config.learned.folders)
+            if self.judge is not None:
+                await self.judge.give(group.live)
+                actors.flops += self.judge.cost(group.live)
             kept = bool(group.live) and self.algorithm.keep(group)
         except Exception as error:
             if epoch == self._epoch:

@@ -1,7 +1,8 @@
 """A learned reward: an actor that holds a reward model, and how its scores become a trace's reward.
 
 The model reads prompt and answer; whether it also reads the thought is a choice (`LearnedReward.sees`). Scores are on the scale of the
-people it learned from.
+people it learned from. With fresh labels (`LearnedReward.fresh`) people grade some of the newest policy's answers from time to time, and
+the model learns those too: what a policy found behind the old labels is seen before it pays for long.
 """
 
 from __future__ import annotations
@@ -9,24 +10,40 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 
-from models.forward import score_traces
+from models.forward import ModelForward, collate, make_view, score_traces
 from models.loading import ModelError, load_role, load_tokenizer, stop_ids
-from models.roles import REWARD_NOTES
+from models.roles import REWARD_NOTES, Template
 from models.trace import Kind, Trace
 
 PROXY, SPREAD = "proxy", "proxy_spread"
 """`Trace.components`: mean and standard deviation of the members' scores."""
+FRESH_STEPS, FRESH_BATCH, FRESH_LR = 30, 128, 3e-4
+"""Updates on each round of fresh labels, answers an update, and Adam's learning rate."""
+
+
+class Forgotten(RuntimeError):
+    """The actor has not learnt as many rounds of fresh labels as it is asked to judge by: it died and came back."""
+
+
+class Labels(NamedTuple):
+    """One round of fresh labels: answers of the policy of a version, and a grade of each."""
+
+    version: int
+    traces: list[Trace]
+    grades: list[float]
 
 
 @dataclass(frozen=True)
 class LearnedReward:
     """folders: of the trunks, the first one holds `REWARD_NOTES`. weight: of the score in the reward. bound: standard deviations of the
-    ensemble that are taken off its mean. sees: "answer" hides thoughts, "trace" shows them."""
+    ensemble that are taken off its mean. sees: "answer" hides thoughts, "trace" shows them. fresh: answers of the newest policy that people
+    grade every `every` versions, by the component `rater` of the environment's grade; 0 for none."""
 
     folders: tuple[str, ...]
     outputs: int
@@ -35,6 +52,9 @@ class LearnedReward:
     weight: float = 1.0
     bound: float = 0.0
     sees: Literal["answer", "trace"] = "answer"
+    fresh: int = 0
+    every: int = 10
+    rater: str | None = None
 
     @classmethod
     def read(cls, folder: str, weight: float, bound: float, sees: Literal["answer", "trace"]) -> LearnedReward:
@@ -58,6 +78,13 @@ class LearnedReward:
             if len(at):
                 trace.reward[at[-1]] += self.weight * (mean - self.bound * spread)
 
+    def graded(self, traces: Sequence[Trace], version: int) -> Labels | None:
+        """The round of fresh labels that a version asks for, out of its batch; None if it asks for none or nobody graded anything."""
+        if not self.fresh or version == 0 or version % self.every:
+            return None
+        known = [trace for trace in traces if self.rater in trace.components][: self.fresh]
+        return Labels(version, known, [trace.components[str(self.rater)] for trace in known]) if known else None
+
 
 class RewardScorer:
     """Build it with `ray.remote(RewardScorer).options(...)`."""
@@ -68,14 +95,59 @@ class RewardScorer:
         torch.set_num_threads(threads)
         self.reward = reward
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.models = [
-            load_role(
-                folder, dtype=dtype, head="scalar", outputs=reward.outputs, trust_remote_code=trust_remote_code
-            ).to(self.device)
-            for folder in reward.folders
-        ]
+        self._load = partial(
+            load_role, dtype=dtype, head="scalar", outputs=reward.outputs, trust_remote_code=trust_remote_code
+        )
+        self._begin()
 
-    def gains(self, traces: Sequence[Trace], texts: Sequence[str]) -> dict[str, float]:
+    def _begin(self) -> None:
+        self.models = [self._load(folder).to(self.device) for folder in self.reward.folders]
+        self._learnt: list[int] = []
+
+    def learn(self, rounds: Sequence[Labels]) -> float:
+        """Fit every member to all rounds of fresh labels, half of each batch from the newest; the newest round's squared error before.
+
+        What was learnt already is not learnt again; if `rounds` begin otherwise (a run that was taken up again, an actor that was
+        restarted), all of them are, from the weights on disk, which comes to the same.
+        """
+        if self._learnt != [one.version for one in rounds[: len(self._learnt)]]:
+            self._begin()
+        before = float("nan")
+        for newest in range(len(self._learnt), len(rounds)):
+            said_NE = self.score(rounds[newest].traces)
+            before = float(((said_NE.mean(1) - rounds[newest].grades) ** 2).mean())
+            self._fit(rounds[: newest + 1])
+            self._learnt.append(rounds[newest].version)
+        return before
+
+    def _fit(self, rounds: Sequence[Labels]) -> None:
+        import torch
+
+        rng = np.random.default_rng([rounds[-1].version, 0xF5])
+        traces = [trace for one in rounds for trace in one.traces]
+        target = (np.array([grade for one in rounds for grade in one.grades]) - self.reward.mean) / self.reward.std
+        first = len(traces) - len(rounds[-1].traces)
+        views = [make_view(trace, self._template) for trace in traces]
+        for model in self.models:
+            optimiser = torch.optim.AdamW(model.parameters(), lr=FRESH_LR, weight_decay=0.1)
+            for _ in range(FRESH_STEPS):
+                half = FRESH_BATCH // 2
+                rows = [*rng.integers(first, len(traces), half), *rng.integers(0, len(traces), half)]
+                batch = collate([traces[i] for i in rows], [views[i] for i in rows], self.device)
+                said_BTE = ModelForward(model, batch).outputs_BTE
+                # what it says of an answer stands at its last position
+                said_BE = said_BTE[torch.arange(len(rows)), batch.length_B - 1]
+                loss = (said_BE - torch.tensor(target[rows], dtype=said_BE.dtype, device=self.device)[:, None]).square()
+                optimiser.zero_grad()
+                loss.mean().backward()
+                optimiser.step()
+            model.eval()
+
+    @property
+    def _template(self) -> Template | None:
+        return without_thought if self.reward.sees == "answer" else None
+
+    def gains(self, traces: Sequence[Trace], texts: Sequence[str], rounds: int = 0) -> dict[str, float]:
         """By what each text behind the answers raises their mean score, and under "" what saying the answer twice does: is the judge swayed
         by words that are no better answer? A text that this vocabulary cannot spell, and what is too long for the model, is left out."""
         folder = self.reward.folders[0]
@@ -91,17 +163,20 @@ class RewardScorer:
             rows = [(context, [*answer, *behind(answer), *end]) for context, answer, end in told]
             if not rows or max(len(context) + len(target) for context, target in rows) > most:
                 return None
-            return float(self.score([Trace.from_target(c, t, "probe") for c, t in rows]).mean())
+            return float(self.score([Trace.from_target(c, t, "probe") for c, t in rows], rounds).mean())
 
         plain = mean(lambda answer: [])
         said = {text: mean(lambda answer, ids=ids: ids) for text, ids in added.items()}  # type: ignore[misc]
         said[""] = mean(lambda answer: answer)
         return {text: score - plain for text, score in said.items() if score is not None and plain is not None}
 
-    def score(self, traces: Sequence[Trace]) -> np.ndarray:
-        """float64[N, E]: what each member says of each trace, on the people's scale."""
-        template = without_thought if self.reward.sees == "answer" else None
-        said = [score_traces(m, traces, template=template, head="scalar", device=self.device) for m in self.models]
+    def score(self, traces: Sequence[Trace], rounds: int = 0) -> np.ndarray:
+        """float64[N, E]: what each member says of each trace, on the people's scale. Raises Forgotten if it has not learnt so many rounds
+        of fresh labels."""
+        if rounds > len(self._learnt):
+            raise Forgotten(f"{len(self._learnt)} of {rounds} rounds of fresh labels are known")
+        template, device = self._template, self.device
+        said = [score_traces(m, traces, template=template, head="scalar", device=device) for m in self.models]
         rows = [np.concatenate([_last(own[i]) for own in said]) for i in range(len(traces))]
         return np.array(rows, np.float64).reshape(len(traces), -1) * self.reward.std + self.reward.mean
 

@@ -6,6 +6,7 @@
     token_cot   the way back to here written out, sampled   neuralese-SFT with the reasoning written and no latents; rlvr
     no_thought  nothing before a move (control)             neuralese-SFT with neither; rlvr
     pause       K times one learned embedding (control)     as hybrid, nothing fed back
+    detached    as hybrid, but no gradient from a latent to the state it was made from (control)
 
 All start from the same random weights of a seed, learn from walkthroughs of easier worlds for --warm FLOPs and then from reward for --flops
 FLOPs (sampling, forward and backward, thinker included), with the same estimator, learning rate and batches; then play held-out worlds,
@@ -53,7 +54,8 @@ from models.trace import Kind, Trace
 from posterior.launch import build_algorithm
 
 ROOMS, LENGTH = 8, 128
-METHODS = ("hybrid", "token_cot", "no_thought", "pause")
+METHODS = ("hybrid", "token_cot", "no_thought", "pause", "detached")
+THINKING = ("hybrid", "pause", "detached")
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}
 """95 % quantile of |t| by the number of values."""
 
@@ -63,14 +65,14 @@ class Learner:
 
     def __init__(self, method: str, seed: int, folder: Path, args: argparse.Namespace) -> None:
         self.method, self.seed, self.args = method, seed, args
-        self.latents = args.latents if method in ("hybrid", "pause") else 0
+        self.latents = args.latents if method in THINKING else 0
         words = make("key_door", {"rooms": ROOMS}).words()
         write_model(folder, words, family="gpt2", width=args.width, length=LENGTH, seed=seed)
         base = load_role(str(folder)).base
         torch.manual_seed(seed)
         Thinker(ThinkerConfig(kind="pause" if method == "pause" else "gated"), base).save(folder)
         self.folder = folder
-        self.model: RoleModel = load_role(str(folder))
+        self.model: RoleModel = load_role(str(folder), grad="detached" if method == "detached" else "exact")
         assert self.model.thinker is not None
         self.tokenizer = load_tokenizer(str(folder))
         self.params = SamplingParams(max_tokens=12, latents=self.latents)

@@ -12,6 +12,10 @@ answers to one prompt are legitimate.
 
 The gold score is for evaluation (`grade`); what learns from given answers never sees it. All 144 answers to a prompt
 can be listed, so `distribution` is exact, and its entropy is the least loss per answer that any model can reach.
+
+For the other ways to learn such a task there are "pretrain", what a base model has read: thoughts that follow both
+trains, or slip, or are none, and middling jokes about the word where they ended; and "labels": middling jokes that
+people graded with noise, in thirds of a point, and among them a few good ones that somebody wrote and nobody graded.
 """
 
 from __future__ import annotations
@@ -43,42 +47,81 @@ LINK = (1.0, 0.7, 0.4)
 RHYME = (0.6, 0.8, 1.0)
 """Worth of a common, a rarer and a rare rhyme."""
 NO_RHYME = 0.2
-SPLITS = ("train", "test")
+SPLITS = ("train", "test", "pretrain", "labels", "labels_valid", "labels_test")
+GIVEN = "{prompt} given {answer}"
+"""The prompt that shows the answer: what a prompted posterior q(z | x, y) reads."""
+MARKS = ("<think>", "</think>")
+MIXTURE = {"right": 0.4, "slip": 0.2, "none": 0.3, "given": 0.1}
+"""Thoughts of "pretrain": both trains as they are, with one wrong association that is carried on, none (and a joke about any
+word), and right ones behind a prompt that shows the answer."""
+MIDDLING = 0.3
+"""Tau of the writers of "pretrain" and "labels", who write any answer."""
+POINTS = 3
+"""People grade in thirds of the gold score's scale."""
+WRITTEN = 0.1
+"""Share of "labels" that is a good answer without a grade."""
 
 
 class Punchline(SingleTurnEnv):
     """hops: the most associations between a topic and the word where they meet (1 to 3). tau: how much the data set
-    prefers the best answers. good: the least gold score of an answer in the data set, and of a solved task.
+    prefers the best answers. good: the least gold score of an answer in the data set, and of a solved task. train_tasks: how
+    many training tasks there are, to be seen again and again; 0 for no end. labels: answers in "labels". raters, noise: how
+    many grade each, and the standard deviation of what one says of it.
 
-    Splits: "train" and "test" (endless); no prompt of one is in the other.
+    Splits: "train", "test" and "pretrain", endless, "labels", and "labels_valid" and "labels_test", endless; no prompt of
+    "test" or "labels_test" is in another.
     """
 
     exact: ClassVar[bool] = False
     description: ClassVar[str] = "end a joke: many good answers of different quality (inexactly graded)"
 
-    def __init__(self, hops: int = 3, tau: float = 0.15, good: float = 0.4) -> None:
+    def __init__(
+        self,
+        hops: int = 3,
+        tau: float = 0.15,
+        good: float = 0.4,
+        train_tasks: int = 0,
+        labels: int = 4000,
+        raters: int = 3,
+        noise: float = 0.3,
+    ) -> None:
         if not 1 <= hops <= 3 or tau <= 0 or not 0 < good <= 0.6:
             raise ValueError(
                 f"punchline needs hops of 1 to 3, tau above 0 and 0 < good <= 0.6, not {hops}, {tau} and {good}"
             )
+        if train_tasks < 0 or labels < 1 or raters < 1 or noise < 0:
+            raise ValueError(
+                "punchline needs labels and raters of at least 1, and train_tasks and noise of at least 0, not "
+                f"labels {labels}, raters {raters}, train_tasks {train_tasks} and noise {noise}"
+            )
         self.hops, self.tau, self.good = hops, tau, good
+        self.train_tasks, self.labels, self.raters, self.noise = train_tasks, labels, raters, noise
 
     def splits(self) -> Sequence[str]:
         return SPLITS
 
     def words(self) -> Sequence[str]:
-        return (*NOUNS, *CLOSERS, ":", "meets")
+        return (*NOUNS, *CLOSERS, ":", "meets", "given", *MARKS)
 
-    def tasks(self, split: str) -> Iterator[Task]:
+    def tasks(self, split: str) -> Iterator[Task] | list[Task]:
         if split not in SPLITS:
-            raise ValueError(f"punchline has no split {split!r}; there are: train, test")
-        held_out = split == "test"
-        rng = np.random.default_rng([self.hops, held_out, 0x90C])
+            raise ValueError(f"punchline has no split {split!r}; there are: {', '.join(SPLITS)}")
+        end = {"train": self.train_tasks, "labels": self.labels}.get(split)
+        return list(itertools.islice(self._stream(split), end)) if end else self._stream(split)
+
+    def _stream(self, split: str) -> Iterator[Task]:
+        held_out = split in ("test", "labels_test")
+        rng = np.random.default_rng([self.hops, SPLITS.index(split), 0x90C])
         serial = 0
         while True:
             leads_to, topics = self._setup(rng)
             if _held_out(leads_to, topics) == held_out:
-                yield self._task(f"{split}-{serial}", leads_to, topics, rng)
+                task = self._task(f"{split}-{serial}", leads_to, topics, rng)
+                if split == "pretrain":
+                    task = self._pretraining(task, leads_to, topics, rng)
+                elif split.startswith("labels"):
+                    task = self._graded(task, rng, written=split == "labels" and rng.random() < WRITTEN)
+                yield task
                 serial += 1
 
     def grade(self, task: Task, text: str) -> Grade:
@@ -89,6 +132,11 @@ class Punchline(SingleTurnEnv):
         link, style = _parts(task.meta["pivots"], *said) if known else (0.0, 0.0)
         value = link * style
         return Grade(value, {"link": link, "style": style}, exact=False, passed=value >= self.good)
+
+    def solution(self, task: Task) -> list[str]:
+        """For `posterior envs check`: a best answer, since those of "pretrain" and "labels" are middling."""
+        noun = task.meta["pivots"][0]
+        return [f"{noun} {CLOSERS[NOUNS.index(noun) // FAMILY * FAMILY + FAMILY - 1]}"]
 
     def distribution(self, task: Task) -> dict[str, float]:
         """p(y | x) of the data set: every answer in it with its probability."""
@@ -108,7 +156,16 @@ class Punchline(SingleTurnEnv):
         return [answers[min(bisect(sums, u), len(answers) - 1)] for u in luck]
 
     def references(self, split: str, tasks: int) -> dict[str, float]:
-        """The entropy of the data set's answers (nats), and the gold score they have on average."""
+        """The entropy of the data set's answers (nats), and the gold score they have on average; of graded answers the squared
+        errors of their mean grade and of whoever knows what raters say on average."""
+        if split.startswith("labels"):
+            rows = [t.meta["scores"] for t in itertools.islice(self.tasks(split), tasks) if t.meta["scores"]]
+            found = {"mean predictor": float(np.mean(rows, axis=1).var())}
+            return (
+                {**found, "noise floor": float(np.var(rows, axis=1, ddof=1).mean()) / self.raters}
+                if self.raters > 1
+                else found
+            )
         asked = list(itertools.islice(self.tasks(split), tasks))
         gold = [p * self.grade(task, y).value for task in asked for y, p in self.distribution(task).items()]
         return {"entropy": sum(map(self.entropy, asked)) / len(asked), "gold of the data": sum(gold) / len(asked)}
@@ -132,19 +189,67 @@ class Punchline(SingleTurnEnv):
         return leads_to, (one[0], other[0])
 
     def _task(self, name: str, leads_to: Sequence[int], topics: tuple[int, int], rng: np.random.Generator) -> Task:
+        steps, meeting = self._thought(leads_to, topics)
+        prompt = " ".join([*(NOUNS[i] for i in leads_to), ":", NOUNS[topics[0]], "meets", NOUNS[topics[1]]])
+        task = Task(name, prompt, None, steps, {"pivots": _pivots(leads_to, meeting), "hops": len(steps)})
+        return replace(task, answer=self._drawn(task, [float(rng.random())])[0])
+
+    def _thought(self, leads_to: Sequence[int], topics: tuple[int, int]) -> tuple[tuple[str, ...], int]:
+        """(where both trains are after each association, up to where they meet, the meeting; the last word of the first train
+        where they do not meet in time)"""
         trains = [[topic] for topic in topics]
-        while not set(trains[0]) & set(trains[1]):
+        while not set(trains[0]) & set(trains[1]) and len(trains[0]) <= self.hops:
             for train in trains:
                 train.append(leads_to[train[-1]])
-        meeting = next(i for i in trains[0] if i in trains[1])
-        pivots = [meeting]
-        while len(pivots) < 3:
-            pivots.append(leads_to[pivots[-1]])
         steps = tuple(f"{NOUNS[a]} {NOUNS[b]}" for a, b in zip(*trains, strict=True))[1:]
-        prompt = " ".join([*(NOUNS[i] for i in leads_to), ":", NOUNS[topics[0]], "meets", NOUNS[topics[1]]])
-        meta = {"pivots": [NOUNS[i] for i in pivots], "hops": len(steps)}
-        task = Task(name, prompt, None, steps, meta)
-        return replace(task, answer=self._drawn(task, [float(rng.random())])[0])
+        return steps, next((i for i in trains[0] if i in trains[1]), trains[0][-1])
+
+    def _pretraining(
+        self, task: Task, leads_to: Sequence[int], topics: tuple[int, int], rng: np.random.Generator
+    ) -> Task:
+        """What a base model reads of this prompt."""
+        kind = str(rng.choice(list(MIXTURE), p=list(MIXTURE.values())))
+        steps, pivots = task.steps, task.meta["pivots"]
+        if kind == "none":
+            steps, pivots = (), _pivots(leads_to, int(rng.integers(len(NOUNS))))
+        elif kind == "slip":
+            # a word that is passed on the way leads elsewhere
+            passed = [topics[0], topics[1], *(NOUNS.index(w) for step in task.steps or () for w in step.split())]
+            slipped = list(leads_to)
+            slipped[int(rng.choice(passed))] = int(rng.integers(len(NOUNS)))
+            steps, meeting = self._thought(slipped, topics)
+            pivots = _pivots(slipped, meeting)
+        answer = _middling(tuple(pivots), rng.random())
+        prompt = GIVEN.format(prompt=task.prompt, answer=answer) if kind == "given" else task.prompt
+        return replace(task, prompt=prompt, steps=steps, answer=answer, meta={**task.meta, "kind": kind})
+
+    def _graded(self, task: Task, rng: np.random.Generator, *, written: bool) -> Task:
+        """A middling answer with what people say of it, or (written) the good one without grades."""
+        if written:
+            return replace(task, meta={**task.meta, "written": True, "scores": []})
+        answer = _middling(tuple(task.meta["pivots"]), rng.random())
+        said = self.grade(task, answer).value + self.noise * rng.normal(size=self.raters)
+        scores = (np.clip(np.round(said * POINTS), 0, POINTS) / POINTS).tolist()
+        return replace(task, answer=answer, meta={**task.meta, "scores": scores})
+
+
+def _pivots(leads_to: Sequence[int], meeting: int) -> list[str]:
+    """The meeting and the two words that follow it."""
+    after = leads_to[meeting]
+    return [NOUNS[i] for i in (meeting, after, leads_to[after])]
+
+
+@lru_cache(maxsize=4096)
+def _any_answer(pivots: tuple[str, ...]) -> tuple[list[str], np.ndarray]:
+    """All answers, and the sums of their probabilities under writers of middling jokes."""
+    answers = list(itertools.product(NOUNS, CLOSERS))
+    weight = np.exp(np.array([math.prod(_parts(pivots, *answer)) for answer in answers]) / MIDDLING)
+    return [" ".join(answer) for answer in answers], np.cumsum(weight / weight.sum())
+
+
+def _middling(pivots: tuple[str, ...], luck: float) -> str:
+    answers, sums = _any_answer(pivots)
+    return answers[min(int(np.searchsorted(sums, luck)), len(answers) - 1)]
 
 
 def _parts(pivots: Sequence[str], noun: str, closer: str) -> tuple[float, float]:

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -127,7 +127,16 @@ def learned_reward(config: RunConfig, model: str) -> LearnedReward | None:
     if is_configuration(folder):
         own = config.model_copy(update={"model": config.model.model_copy(update={"path": folder})})
         folder = str(trained(own))
-    found = LearnedReward.read(folder, parts["model"], source.bound, source.sees)
+    if source.fresh and config.monitor.rater is None:
+        raise ConfigError(
+            "reward_model.fresh needs monitor.rater: the component of the environment's grade that is a fresh rater's word"
+        )
+    found = replace(
+        LearnedReward.read(folder, parts["model"], source.bound, source.sees),
+        fresh=source.fresh,
+        every=source.fresh_every,
+        rater=config.monitor.rater,
+    )
     trust = config.model.trust_remote_code
     if load_tokenizer(folder, trust).get_vocab() != load_tokenizer(model, trust).get_vocab():
         raise ConfigError(

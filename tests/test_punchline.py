@@ -12,7 +12,7 @@ import pytest
 
 from envs.base import Task
 from envs.check import check_env
-from envs.punchline import CLOSERS, NOUNS, Punchline
+from envs.punchline import CLOSERS, MIXTURE, NOUNS, WRITTEN, Punchline
 
 
 def take(env: Punchline, split: str, n: int) -> list[Task]:
@@ -89,6 +89,49 @@ def test_the_data_set_holds_several_answers_of_different_worth() -> None:
         env.entropy(tasks[0])
     )  # every prompt has seven good answers of the same worths
     assert not {str(t.prompt) for t in tasks} & {str(t.prompt) for t in take(env, "test", 100)}
+
+
+def test_a_base_model_reads_thoughts_that_lead_to_its_answers() -> None:
+    env = Punchline()
+    read = take(env, "pretrain", 3000)
+    counts = Counter(t.meta["kind"] for t in read)
+    for kind, share in MIXTURE.items():
+        assert counts[kind] / 3000 == pytest.approx(share, abs=0.03), kind
+    good: dict[str, float] = {}
+    for kind in MIXTURE:
+        own = [t for t in read if t.meta["kind"] == kind]
+        good[kind] = sum(env.grade(t, str(t.answer)).value for t in own) / len(own)
+    # middling jokes about the right word; about the wrong one or any word they are worse
+    assert good["given"] == pytest.approx(good["right"], abs=0.04)
+    assert 0.2 < good["right"] < 0.45
+    assert good["none"] < good["slip"] < good["right"] - 0.05
+    for task in read[:200]:
+        shown = str(task.prompt).split()[16:]
+        assert shown == (["given", *str(task.answer).split()] if task.meta["kind"] == "given" else [])
+        assert (task.steps == ()) == (task.meta["kind"] == "none")
+        assert {*str(task.prompt).split(), *str(task.answer).split(), *" ".join(task.steps or ()).split()} <= set(
+            env.words()
+        )
+
+
+def test_people_grade_with_noise_around_the_gold_score() -> None:
+    env = Punchline(labels=3000, raters=4, noise=0.2)
+    labels = list(env.tasks("labels"))
+    assert len(labels) == 3000
+    written = [t for t in labels if t.meta.get("written")]
+    assert len(written) / 3000 == pytest.approx(WRITTEN, abs=0.02)
+    assert all(t.meta["scores"] == [] and env.grade(t, str(t.answer)).value >= env.good for t in written)
+    graded = [t for t in labels if not t.meta.get("written")]
+    assert all(len(t.meta["scores"]) == 4 and set(t.meta["scores"]) <= {0.0, 1 / 3, 2 / 3, 1.0} for t in graded)
+    # in the middle of the scale rounding and its ends cancel out
+    middle = [t for t in graded if 0.4 <= env.grade(t, str(t.answer)).value <= 0.6]
+    said = sum(sum(t.meta["scores"]) / 4 for t in middle) / len(middle)
+    gold = sum(env.grade(t, str(t.answer)).value for t in middle) / len(middle)
+    assert said == pytest.approx(gold, abs=0.04)
+    known = env.references("labels_test", 400)
+    assert 0 < known["noise floor"] < known["mean predictor"]
+    assert not {str(t.prompt) for t in labels} & {str(t.prompt) for t in take(env, "labels_test", 300)}
+    assert [t.prompt for t in Punchline(train_tasks=5).tasks("train")] == [t.prompt for t in take(env, "train", 5)]
 
 
 def test_it_conforms() -> None:
