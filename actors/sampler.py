@@ -208,6 +208,16 @@ def _given_logprobs(flat: Any, token: np.ndarray) -> np.ndarray:
     return out
 
 
+CPU_HEADS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+"""Sizes of attention heads that vLLM's CPU kernels know (its `CPUAttentionBackend.get_supported_head_sizes`, 0.12)."""
+
+
+def head_size(config: Any) -> int:
+    """Of a model's configuration."""
+    text = config.get_text_config()
+    return int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
+
+
 def _cache_bytes(path: str, max_length: int, memory_mb: int | None) -> int:
     if memory_mb is not None:
         return memory_mb * 2**20
@@ -215,8 +225,7 @@ def _cache_bytes(path: str, max_length: int, memory_mb: int | None) -> int:
 
     config = AutoConfig.from_pretrained(path)
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    per_token = 2 * config.num_hidden_layers * heads * head_dim * 4
+    per_token = 2 * config.num_hidden_layers * heads * head_size(config) * 4
     return int(min(max(per_token * max_length * 128, 64 * 2**20), 4 * 2**30))
 
 

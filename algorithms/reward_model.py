@@ -43,6 +43,9 @@ class RewardModelConfig(AlgorithmConfig):
     """Whether members are heads on one language model, or models of their own."""
     bootstrap: bool = True
     """Each member sees every item Poisson(1) times, not once (with several members)."""
+    written: bool = False
+    """Read the thought that led to an answer (`Task.steps`) before it, for policies whose thoughts the model is to see
+    (reward_model.sees: trace)."""
     weigh: Literal["equal", "raters"] = "equal"
     """How items count: alike, or by the inverse variance of their mean score, n / (n between + within), from how far raters and items
     differ over the training data."""
@@ -99,15 +102,16 @@ class RewardModel(Algorithm):
         return {"policy": spec, **others}
 
     def example(self, task: Task, index: int, version: int) -> Trace:
-        """prompt, answer, end. Raises ValueError naming a task that is not a graded answer."""
+        """prompt, (thought,) answer, end. Raises ValueError naming a task that is not a graded answer."""
         if self._chat is None:
             self._chat = ChatFormat(self.context.tokenizer)
         scores = task.meta.get("scores", ())
         if task.answer is None or not (len(scores) or task.meta.get("written")):
             raise ValueError(f"task {task.id} is no graded answer: give it an answer, and scores or written: true")
-        trace = Trace.from_target(
-            self._chat.prompt_ids(task.prompt).tolist(), self._chat.emission_ids((), task.answer).tolist(), task.id
-        )
+        prompt, written = self._chat.prompt_ids(task.prompt), self.config.written
+        opened = written and self._chat.opens(prompt)
+        told = self._chat.emission_ids(task.steps or () if written else (), task.answer, written, opened)
+        trace = Trace.from_target(prompt.tolist(), told.tolist(), task.id)
         trace.group, trace.episode = str(index), f"{index}/0"
         trace.meta["scores"] = [float(s) for s in scores]
         return trace

@@ -39,7 +39,7 @@ from actors.types import Group, SamplingParams
 from actors.update import OptimiserConfig, Updater
 from algorithms.episodes import live_episodes
 from algorithms.hybrid_agent import action_metrics
-from benchmarks.common import Measure, main
+from benchmarks.common import Measure, interval, main
 from envs.base import Env, Task
 from envs.registry import make
 from models.causal import battery
@@ -56,8 +56,6 @@ from posterior.launch import build_algorithm
 ROOMS, LENGTH = 8, 128
 METHODS = ("hybrid", "token_cot", "no_thought", "pause", "detached")
 THINKING = ("hybrid", "pause", "detached")
-STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}
-"""95 % quantile of |t| by the number of values."""
 
 
 class Learner:
@@ -214,15 +212,6 @@ async def part(method: str, seed: int, folder: Path, args: argparse.Namespace) -
         f"{method} seed {seed}: {out['final']['greedy/success']:.3f} after {out['seconds']:.0f} s; {out.get('causal', '')}"
     )
     return out
-
-
-def interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """(mean, low, high) over seeds."""
-    mean = float(np.mean(values))
-    if len(values) < 2:
-        return mean, float("-inf"), float("inf")
-    half = STUDENT[len(values)] * float(np.std(values, ddof=1)) / len(values) ** 0.5
-    return mean, mean - half, mean + half
 
 
 def run(args: argparse.Namespace) -> list[Measure]:

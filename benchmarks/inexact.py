@@ -30,7 +30,7 @@ import torch
 from actors.types import Group, SamplingParams
 from algorithms.base import Context
 from algorithms.neuralese_sft import NeuraleseSFT, NeuraleseSFTConfig
-from benchmarks.common import Measure, main
+from benchmarks.common import Measure, interval, main
 from envs.base import Task
 from envs.punchline import Punchline
 from models.causal import battery
@@ -53,8 +53,6 @@ WAYS: dict[str, tuple[str, int]] = {
 }
 READ = {"neuralese": LATENTS, "sft": 0, "pause": LATENTS, "flow": LATENTS * (EULER + 1)}
 """Positions read beside prompt and answer; the flow reads its latents once a step, and once more before it answers."""
-T975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-"""Student's t for 95 % by degrees of freedom, from 1."""
 
 
 @dataclass
@@ -162,14 +160,6 @@ def figures(way: str, seed: int, steps: int, batch: int, tasks: Sequence[Task], 
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(found))
     return found
-
-
-def interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean and 95 % interval by Student's t."""
-    n = len(values)
-    mean = float(np.mean(values))
-    half = T975[min(n - 2, 8)] * float(np.std(values, ddof=1)) / n**0.5 if n > 1 else float("inf")
-    return mean, mean - half, mean + half
 
 
 def run(args: argparse.Namespace) -> list[Measure]:

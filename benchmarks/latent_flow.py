@@ -41,7 +41,7 @@ from actors.update import OptimiserConfig, Updater
 from algorithms.base import Context
 from algorithms.latent_flow import LatentFlow, LatentFlowConfig
 from algorithms.neuralese_sft import NeuraleseSFT, NeuraleseSFTConfig
-from benchmarks.common import Measure, main
+from benchmarks.common import Measure, interval, main
 from envs.base import Task
 from envs.pointer_chase import PointerChase
 from models.causal import intervene
@@ -55,8 +55,6 @@ from models.terms import Batch
 from models.trace import Kind
 from models.velocity import Block, flow
 
-STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
-"""97.5 % quantile of Student's t by number of seeds."""
 ASCENT = 0.3
 """Length of one step of the oracle's and the surrogate's ascent, in units of rms_E."""
 
@@ -281,15 +279,6 @@ def one(name: str, setting: Setting, seed: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         model, method, spent = train(VARIANTS[name], setting, seed, Path(folder))
         return {**evaluate(model, method, setting), **spent}
-
-
-def interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """(mean, low, high) of a 95 % interval over seeds."""
-    mean = float(np.mean(values))
-    if len(values) not in STUDENT:
-        return mean, float("nan"), float("nan")
-    half = STUDENT[len(values)] * float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    return mean, mean - half, mean + half
 
 
 def measure(args: argparse.Namespace) -> list[Measure]:

@@ -9,39 +9,17 @@ directories (and their reports).
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from benchmarks.common import Measure, main
+from benchmarks.runs import CONFIGS, train
 from posterior.rundir import RunDir
 
-ROOT = Path(__file__).resolve().parents[1]
+DEMO = CONFIGS / "demo.yaml"
 QUICK = ["train.steps=4", "train.batch_groups=2", "eval.tasks=8", "eval.every=4"]
-
-
-def train(out: Path, words: list[str]) -> dict[str, Any]:
-    """One run through the command line; its result.json."""
-    command = [
-        sys.executable,
-        "-m",
-        "posterior",
-        "train",
-        str(ROOT / "tune_configs/demo.yaml"),
-        *words,
-        "--out",
-        str(out),
-        "--json",
-    ]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
-    result = json.loads(done.stdout)
-    if done.returncode != 0:
-        raise RuntimeError(f"{' '.join(command)}: {result.get('error')}")
-    return result
 
 
 def figures(name: str, result: dict[str, Any], control: bool) -> list[Measure]:
@@ -76,12 +54,12 @@ def run(args: argparse.Namespace) -> list[Measure]:
         measures: list[Measure] = []
         gains = []
         for seed in seeds:
-            result = train(folder / f"seed{seed}", [*words, f"seed={seed}"])
+            result = train(DEMO, folder / f"seed{seed}", [*words, f"seed={seed}"])
             gains.append(100 * result["gain"]["test"]["pass@1"])
             measures += figures(f"seed{seed}", result, control=False)
             if seed == seeds[0]:
                 measures += stages(folder / f"seed{seed}")
-        control = train(folder / "shuffled", [*words, "train.shuffle_rewards=true", "name=demo-shuffled"])
+        control = train(DEMO, folder / "shuffled", [*words, "train.shuffle_rewards=true", "name=demo-shuffled"])
         measures += figures("shuffled", control, control=True)
         return [Measure("smallest_test_gain", min(gains), "points", target=20.0), *measures]
 

@@ -14,14 +14,16 @@ The gold score is for evaluation (`grade`); what learns from given answers never
 can be listed, so `distribution` is exact, and its entropy is the least loss per answer that any model can reach.
 
 For the other ways to learn such a task there are "pretrain", what a base model has read: thoughts that follow both
-trains, or slip, or are none, and middling jokes about the word where they ended; and "labels": middling jokes that
-people graded with noise, in thirds of a point, and among them a few good ones that somebody wrote and nobody graded.
+trains, or slip, or are none, and middling jokes about the word where they ended; and "labels": such jokes, the
+thoughts in `Task.steps`, that people graded with noise, in thirds of a point, and among them a few good ones that
+somebody wrote and nobody graded. People see the joke, not the thought.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+import zlib
 from bisect import bisect
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -53,7 +55,7 @@ GIVEN = "{prompt} given {answer}"
 MARKS = ("<think>", "</think>")
 MIXTURE = {"right": 0.4, "slip": 0.2, "none": 0.3, "given": 0.1}
 """Thoughts of "pretrain": both trains as they are, with one wrong association that is carried on, none (and a joke about any
-word), and right ones behind a prompt that shows the answer."""
+word), and right ones behind a prompt that shows the answer. Those of "labels" have the same shares without the last."""
 MIDDLING = 0.3
 """Tau of the writers of "pretrain" and "labels", who write any answer."""
 POINTS = 3
@@ -117,21 +119,32 @@ class Punchline(SingleTurnEnv):
             leads_to, topics = self._setup(rng)
             if _held_out(leads_to, topics) == held_out:
                 task = self._task(f"{split}-{serial}", leads_to, topics, rng)
-                if split == "pretrain":
-                    task = self._pretraining(task, leads_to, topics, rng)
-                elif split.startswith("labels"):
-                    task = self._graded(task, rng, written=split == "labels" and rng.random() < WRITTEN)
+                if split == "labels" and rng.random() < WRITTEN:
+                    task = replace(task, meta={**task.meta, "written": True, "scores": []})
+                elif split not in ("train", "test"):
+                    kinds = [kind for kind in MIXTURE if split == "pretrain" or kind != "given"]
+                    task = self._middling(task, leads_to, topics, kinds, rng)
+                    if split != "pretrain":
+                        said = self._said(self.grade(task, str(task.answer)).value, rng, self.raters)
+                        task = replace(task, meta={**task.meta, "scores": said})
                 yield task
                 serial += 1
 
     def grade(self, task: Task, text: str) -> Grade:
         """The gold score of the last two words; 0 for anything that is not a noun and a closer. Not exact: it stands
-        in for people."""
+        in for people. "rater": one person's word."""
         said = text.split()[-2:]
         known = len(said) == 2 and said[0] in NOUNS and said[1] in CLOSERS
         link, style = _parts(task.meta["pivots"], *said) if known else (0.0, 0.0)
         value = link * style
-        return Grade(value, {"link": link, "style": style}, exact=False, passed=value >= self.good)
+        luck = np.random.default_rng(zlib.crc32(f"{task.id} {text}".encode(errors="replace")))
+        parts = {"link": link, "style": style, "rater": self._said(value, luck, 1)[0]}
+        return Grade(value, parts, exact=False, passed=value >= self.good)
+
+    def _said(self, gold: float, rng: np.random.Generator, raters: int) -> list[float]:
+        """What people say of an answer with this gold score."""
+        said = gold + self.noise * rng.normal(size=raters)
+        return (np.clip(np.round(said * POINTS), 0, POINTS) / POINTS).tolist()
 
     def solution(self, task: Task) -> list[str]:
         """For `posterior envs check`: a best answer, since those of "pretrain" and "labels" are middling."""
@@ -204,11 +217,17 @@ class Punchline(SingleTurnEnv):
         steps = tuple(f"{NOUNS[a]} {NOUNS[b]}" for a, b in zip(*trains, strict=True))[1:]
         return steps, next((i for i in trains[0] if i in trains[1]), trains[0][-1])
 
-    def _pretraining(
-        self, task: Task, leads_to: Sequence[int], topics: tuple[int, int], rng: np.random.Generator
+    def _middling(
+        self,
+        task: Task,
+        leads_to: Sequence[int],
+        topics: tuple[int, int],
+        kinds: Sequence[str],
+        rng: np.random.Generator,
     ) -> Task:
-        """What a base model reads of this prompt."""
-        kind = str(rng.choice(list(MIXTURE), p=list(MIXTURE.values())))
+        """The same prompt with a thought of one of these kinds and a middling joke about the word where it ended."""
+        share = np.array([MIXTURE[kind] for kind in kinds])
+        kind = str(rng.choice(kinds, p=share / share.sum()))
         steps, pivots = task.steps, task.meta["pivots"]
         if kind == "none":
             steps, pivots = (), _pivots(leads_to, int(rng.integers(len(NOUNS))))
@@ -219,18 +238,10 @@ class Punchline(SingleTurnEnv):
             slipped[int(rng.choice(passed))] = int(rng.integers(len(NOUNS)))
             steps, meeting = self._thought(slipped, topics)
             pivots = _pivots(slipped, meeting)
-        answer = _middling(tuple(pivots), rng.random())
+        answers, sums = _any_answer(tuple(pivots))
+        answer = answers[min(int(np.searchsorted(sums, rng.random())), len(answers) - 1)]
         prompt = GIVEN.format(prompt=task.prompt, answer=answer) if kind == "given" else task.prompt
         return replace(task, prompt=prompt, steps=steps, answer=answer, meta={**task.meta, "kind": kind})
-
-    def _graded(self, task: Task, rng: np.random.Generator, *, written: bool) -> Task:
-        """A middling answer with what people say of it, or (written) the good one without grades."""
-        if written:
-            return replace(task, meta={**task.meta, "written": True, "scores": []})
-        answer = _middling(tuple(task.meta["pivots"]), rng.random())
-        said = self.grade(task, answer).value + self.noise * rng.normal(size=self.raters)
-        scores = (np.clip(np.round(said * POINTS), 0, POINTS) / POINTS).tolist()
-        return replace(task, answer=answer, meta={**task.meta, "scores": scores})
 
 
 def _pivots(leads_to: Sequence[int], meeting: int) -> list[str]:
@@ -245,11 +256,6 @@ def _any_answer(pivots: tuple[str, ...]) -> tuple[list[str], np.ndarray]:
     answers = list(itertools.product(NOUNS, CLOSERS))
     weight = np.exp(np.array([math.prod(_parts(pivots, *answer)) for answer in answers]) / MIDDLING)
     return [" ".join(answer) for answer in answers], np.cumsum(weight / weight.sum())
-
-
-def _middling(pivots: tuple[str, ...], luck: float) -> str:
-    answers, sums = _any_answer(pivots)
-    return answers[min(int(np.searchsorted(sums, luck)), len(answers) - 1)]
 
 
 def _parts(pivots: Sequence[str], noun: str, closer: str) -> tuple[float, float]:

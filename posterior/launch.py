@@ -18,7 +18,7 @@ from actors.latent_sampler import LatentSampler
 from actors.learner import resolve_roles
 from actors.monitor import PROBES, START, HackingMonitor
 from actors.reward import LearnedReward, RewardScorer
-from actors.sampler import TokenSampler, sampler_environment
+from actors.sampler import CPU_HEADS, TokenSampler, head_size, sampler_environment
 from actors.scorer import Scorer
 from actors.types import SamplingParams
 from algorithms.base import Algorithm, Context
@@ -94,6 +94,8 @@ def make_plan(config: RunConfig) -> Plan:
             f"sampling.latents is {config.sampling.latents}, but the model {config.model.path} has no thinker; "
             "set model.thinker (kind: gated)"
         )
+    if algorithm.plays and not has_thinker(model):
+        _check_heads(config, model)
     learned = learned_reward(config, model)
     wanted = dict(algorithm.roles)
     if learned is not None:
@@ -107,6 +109,15 @@ def make_plan(config: RunConfig) -> Plan:
         except ValueError as error:
             raise ConfigError(f"role {role}: {error}") from error
     return Plan(config, model, sampling, make, roles, learned, algorithm.plays, [os.getcwd()])
+
+
+def _check_heads(config: RunConfig, model: str) -> None:
+    size = head_size(load_config(model, config.model.trust_remote_code))
+    if not config.resources.sampler_gpus and size not in CPU_HEADS:
+        raise ConfigError(
+            f"the attention heads of {config.model.path} have {size} dimensions, and vLLM on a CPU takes {', '.join(map(str, CPU_HEADS))}; "
+            "choose other heads or another width (for model.scratch: width / heads), or sample on a GPU (resources.sampler_gpus)"
+        )
 
 
 def learned_reward(config: RunConfig, model: str) -> LearnedReward | None:

@@ -123,6 +123,13 @@ def test_people_grade_with_noise_around_the_gold_score() -> None:
     assert all(t.meta["scores"] == [] and env.grade(t, str(t.answer)).value >= env.good for t in written)
     graded = [t for t in labels if not t.meta.get("written")]
     assert all(len(t.meta["scores"]) == 4 and set(t.meta["scores"]) <= {0.0, 1 / 3, 2 / 3, 1.0} for t in graded)
+    assert {t.meta["kind"] for t in graded} == set(MIXTURE) - {"given"}
+    raters = [env.grade(t, str(t.answer)).components["rater"] for t in graded]
+    assert raters == [env.grade(t, str(t.answer)).components["rater"] for t in graded]
+    assert set(raters) <= {0.0, 1 / 3, 2 / 3, 1.0}
+    assert sum(raters) / len(raters) == pytest.approx(
+        sum(sum(t.meta["scores"]) / 4 for t in graded) / len(graded), abs=0.02
+    )
     # in the middle of the scale rounding and its ends cancel out
     middle = [t for t in graded if 0.4 <= env.grade(t, str(t.answer)).value <= 0.6]
     said = sum(sum(t.meta["scores"]) / 4 for t in middle) / len(middle)
