@@ -209,7 +209,7 @@ def _given_logprobs(flat: Any, token: np.ndarray) -> np.ndarray:
 
 
 CPU_HEADS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
-"""Sizes of attention heads that vLLM's CPU kernels know (its `CPUAttentionBackend.get_supported_head_sizes`, 0.12)."""
+"""Sizes of attention heads that vLLM's CPU kernels know (`get_supported_head_sizes` of its CPU attention, 0.32)."""
 
 
 def head_size(config: Any) -> int:

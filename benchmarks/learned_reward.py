@@ -69,15 +69,15 @@ class Curve:
     kl: np.ndarray
     proxy: np.ndarray
     gold: np.ndarray
-    rater: np.ndarray
     alarm: int | None
 
     @classmethod
     def read(cls, run: Path, split: str = "test") -> Curve:
         rows = [row for row in RunDir(run).read_metrics() if row["kind"] == "eval"]
-        columns = [[row[f"eval/{split}/{name}"] for row in rows] for name in ("kl", "proxy", "mean_grade", "rater")]
-        alarm = RunDir(run).read_result().get("alarm")
-        return cls(np.array([row["version"] for row in rows]), *map(np.array, columns), alarm)  # type: ignore[arg-type]
+        kl, proxy, gold = (
+            np.array([row[f"eval/{split}/{name}"] for row in rows]) for name in ("kl", "proxy", "mean_grade")
+        )
+        return cls(np.array([row["version"] for row in rows]), kl, proxy, gold, RunDir(run).read_result().get("alarm"))
 
     @property
     def peak(self) -> int:

@@ -1,6 +1,6 @@
 """A testbed for learned rewards: sequences of words with a known gold score, and people who grade them with noise.
 
-    write about t3 :  ->  w4 w11 w0 w7          gold = worth of words + worth of pairs + fit to the topic + 2 n - penalty (n - 1)^2
+    write about t3 :  ->  w4 w11 w0 w7          gold = worth of words + worth of pairs + fit to the topic + 1.3 n - penalty (n - 1)^2
 
 n counts sweet words, the first quarter of the vocabulary: people like one, and are put off by more. A writer (the prior that a base model
 is trained on) seldom uses two. With `hidden: true` whoever graded the labels skimmed, and was not put off: nothing that a model of the
@@ -27,6 +27,8 @@ from envs.base import Grade, SingleTurnEnv, Task
 
 POINTS = 3
 MIDDLE, SPREAD = 0.35, 0.15
+LIKED = 1.3
+"""Raw worth of a sweet word: as much as other good words, so that optimisation first finds those and then piles sweet ones up."""
 SHY = 1.5
 """Nats by which the writer avoids a second sweet word."""
 MALFORMED = -3.0
@@ -54,7 +56,7 @@ class NoisyRaters(SingleTurnEnv):
         raters: int = 5,
         noise: float = 0.3,
         hidden: bool = False,
-        penalty: float = 3.0,
+        penalty: float = 2.0,
         landscape: int = 0,
     ) -> None:
         if words < 4 or length < 2 or labels < 1 or raters < 1 or topics < 0 or noise < 0 or penalty < 0:
@@ -145,7 +147,7 @@ class NoisyRaters(SingleTurnEnv):
     def _raw(self, rows_NL: np.ndarray, topic: int, penalty: float) -> np.ndarray:
         sweet = (rows_NL < self.sweet).sum(1)
         worth = (self.word + self.fit[topic])[rows_NL].sum(1) + self.pair[rows_NL[:, :-1], rows_NL[:, 1:]].sum(1)
-        return worth + 2.0 * sweet - penalty * np.maximum(sweet - 1, 0) ** 2
+        return worth + LIKED * sweet - penalty * np.maximum(sweet - 1, 0) ** 2
 
     def points(self, gold: float, rng: np.random.Generator, raters: int) -> list[float]:
         """What people say of a text with this gold score."""

@@ -164,6 +164,16 @@ def test_models(fails: Fails, here: Path, tiny_model: Callable[..., Path], harm:
     assert message.format(model=model) in train(fails, here, f"model.path={model}")
 
 
+def test_heads_that_the_sampler_cannot_compute(fails: Fails, here: Path, tiny_model: Callable[..., Path]) -> None:
+    model = here / "model"
+    shutil.copytree(tiny_model(), model)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "head_dim": 16}))
+    said = train(fails, here, f"model.path={model}")
+    assert "have 16 dimensions, and vLLM on a CPU takes 32, 64, " in said
+    assert "resources.sampler_gpus" in said
+
+
 # Task files and environments
 
 

@@ -43,7 +43,7 @@ def test_gold_is_standardised_and_one_sweet_word_is_best() -> None:
     some = rows[::9000]
     sweet = np.array([sum(w < 4 for w in r) for r in some.tolist()])
     raw = [env.word[r].sum() + env.pair[r[:-1], r[1:]].sum() for r in some]
-    raw += 2.0 * sweet - 3.0 * np.maximum(sweet - 1, 0) ** 2
+    raw += 1.3 * sweet - 2.0 * np.maximum(sweet - 1, 0) ** 2
     assert np.diff(gold[::9000]) == pytest.approx(np.diff(raw) / env._moments[1])
     by_count, liked = ([g[(rows < 4).sum(1) == n].mean() for n in range(5)] for g in (gold, skimmed))
     assert np.all(np.diff(liked) > 0)
