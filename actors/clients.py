@@ -350,6 +350,15 @@ class EnvSession:
         self._opened = time.monotonic()
         return await self._ask(self._handle.open.remote(self._episode, task, seed))
 
+    async def snapshot(self) -> bytes:
+        return await self._ask(self._handle.snapshot.remote(self._episode))
+
+    async def restore(self, state: bytes) -> None:
+        """In place of `open`: go on from a snapshot."""
+        await self._client.ready(self._worker)
+        self._opened = time.monotonic()
+        await self._ask(self._handle.restore.remote(self._episode, state))
+
     async def step(self, action: str) -> Step:
         return await self._ask(self._handle.step.remote(self._episode, action))
 

@@ -117,11 +117,13 @@ class GroupActors:
             self._charge(len(prefix.token) + len(sample.token), known, float((~np.isnan(sample.logprob)).sum()))
         return samples
 
-    async def rollout(self, task: Task, n: int, params: SamplingParams | None = None) -> list[Trace]:
-        roller = await self._collector.roller()
-        traces = await roller.rollout(task, n, params or self._collector.config.sampling, self.name, self.seed)
+    async def rollout(self, task: Task, n: int, params: SamplingParams | None = None, branches: int = 1) -> list[Trace]:
+        roller, params = await self._collector.roller(), params or self._collector.config.sampling
+        traces = await roller.rollout(task, n, params, self.name, self.seed, branches)
         for trace in traces:
-            self._charge(len(trace), 0, float(trace.sampled.sum()))
+            # a copied beginning is in the sampler's cache
+            known = trace.parent[1] if trace.parent is not None else 0
+            self._charge(len(trace), known, float(trace.sampled.sum()))
         return traces
 
     def _charge(self, length: int, known: int, tokens: float) -> None:

@@ -27,6 +27,7 @@ class EnvInfo:
     single_turn: bool
     max_turns: int
     splits: tuple[str, ...]
+    snapshots: bool = False
 
 
 class EnvWorker:
@@ -56,7 +57,8 @@ class EnvWorker:
 
     async def info(self) -> EnvInfo:
         env = self._first
-        return EnvInfo(isinstance(env, SingleTurnEnv), env.max_turns, tuple(check_splits(env, self.name)))
+        splits = tuple(check_splits(env, self.name))
+        return EnvInfo(isinstance(env, SingleTurnEnv), env.max_turns, splits, type(env).snapshot is not Env.snapshot)
 
     async def alive(self) -> dict[str, Any]:
         """A sign of life."""
@@ -120,6 +122,17 @@ class EnvWorker:
         except Exception as error:
             raise self._fault(error, f"step of episode {episode}") from error
 
+    async def snapshot(self, episode: str) -> bytes:
+        """The state of an episode, for `restore`."""
+        if episode not in self._playing:
+            raise InfraError(f"the episode {episode} was lost when its worker died")
+        return self._guard(self._playing[episode].snapshot, f"snapshot of episode {episode}")
+
+    async def restore(self, episode: str, state: bytes) -> None:
+        """Start a multi-turn episode at a snapshot, which another worker may have taken."""
+        env = self._playing[episode] = self._take()
+        self._guard(partial(env.restore, state), f"restore of episode {episode}")
+
     async def close(self, episode: str) -> None:
         """End an episode; its instance is reset before it plays again."""
         env = self._playing.pop(episode, None)
@@ -158,6 +171,8 @@ class EnvWorker:
     def _guard(self, call: Any, what: str) -> Any:
         try:
             return call()
+        except (InfraError, EnvFault):
+            raise
         except Exception as error:
             raise self._fault(error, what) from error
 

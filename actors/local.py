@@ -90,10 +90,11 @@ class LocalActors:
     async def sample(self, prefixes: Sequence[Prefix], params: SamplingParams) -> list[Sample]:
         return await self.engine.sample(prefixes, params)
 
-    async def rollout(self, task: Task, n: int, params: SamplingParams | None = None) -> list[Trace]:
+    async def rollout(self, task: Task, n: int, params: SamplingParams | None = None, branches: int = 1) -> list[Trace]:
         if self.roller is None:
             raise TypeError("these LocalActors play no episodes; give them a roller")
-        return await self.roller.rollout(task, n, params or self.params or SamplingParams(), self.name, self.seed)
+        params = params or self.params or SamplingParams()
+        return await self.roller.rollout(task, n, params, self.name, self.seed, branches)
 
     async def score(self, role: str, traces: Sequence[Trace]) -> None:
         raise TypeError("LocalActors has no scorers; use the collector")

@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from actors.clients import EnvClient, SamplerClient
+from actors.clients import EnvClient, EnvSession, SamplerClient
 from actors.env_worker import EnvInfo
 from actors.types import CUT, Prefix, Sample, SamplingParams
 from envs.base import Grade, InfraError, Step, Task
+from envs.conform import EnvFault
 from models.chat import ChatFormat
 from models.trace import Kind, Trace
 
@@ -26,6 +27,17 @@ def seed_of(*parts: Any) -> int:
     """A 62-bit seed from the run's seed and whatever names the decision; stable between runs and machines."""
     digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 2
+
+
+@dataclass(frozen=True)
+class _Mark:
+    """A place in an episode that others can go on from. pieces: of its trace. state: a snapshot of the environment."""
+
+    turn: int
+    pieces: int
+    state: bytes
+    grade: float
+    components: dict[str, float]
 
 
 @dataclass
@@ -47,6 +59,16 @@ class _Episode:
     passed: bool = False
     note: str = ""
     timings: dict[str, float] = field(default_factory=lambda: {"sample": 0.0, "grade": 0.0})
+    mark: _Mark | None = None
+    root: _Episode | None = None
+
+    def begin_at(self, root: _Episode, mark: _Mark) -> None:
+        """Copy a root's beginning. It is context here: nobody sampled it for this episode, so its decisions earn no credit twice."""
+        for name in ("token", "kind", "turn", "reward"):
+            setattr(self, name, [piece.copy() for piece in getattr(root, name)[: mark.pieces]])
+        self.logprob = [np.full_like(piece, np.nan) for piece in root.logprob[: mark.pieces]]
+        self.version = [np.full_like(piece, -1) for piece in root.version[: mark.pieces]]
+        self.grade, self.components, self.root, self.mark = mark.grade, dict(mark.components), root, mark
 
     def context(self, ids: np.ndarray, turn: int) -> None:
         n = len(ids)
@@ -72,8 +94,14 @@ class _Episode:
 
     @property
     def eps_seed(self) -> int:
-        """Of the noise of stochastic latents."""
-        return seed_of(self.seed, "noise")
+        """Of the noise of stochastic latents; a copied beginning keeps its own."""
+        return seed_of(self.seed, "noise") if self.root is None else self.root.eps_seed
+
+    @property
+    def parent(self) -> tuple[str, int] | None:
+        if self.root is None or self.mark is None:
+            return None
+        return self.root.name, sum(map(len, self.root.token[: self.mark.pieces]))
 
     @property
     def prefix(self) -> tuple[np.ndarray, np.ndarray]:
@@ -98,6 +126,7 @@ class _Episode:
             task=task,
             group=group,
             episode=self.name,
+            parent=self.parent,
             seed=self.seed,
             eps_seed=self.eps_seed,
             grade=self.grade,
@@ -130,14 +159,36 @@ class Roller:
         self.reward_weight = reward_weight
         self.end_id = chat.tokenizer.eos_token_id
 
-    async def rollout(self, task: Task, n: int, params: SamplingParams, group: str, seed: int) -> list[Trace]:
-        """n episodes of one task; `group` names them, `seed` with the episode's number and turn seeds every decision."""
+    async def rollout(
+        self, task: Task, n: int, params: SamplingParams, group: str, seed: int, branches: int = 1
+    ) -> list[Trace]:
+        """n episodes of one task; `group` names them, `seed` with the episode's number and turn seeds every decision.
+
+        branches: of so many episodes one is played from the start, and the others go on from a random turn of it, from a snapshot of
+        the environment; `Trace.parent` says from where. Raises EnvFault if the environment takes no snapshots.
+        """
         episodes = [_Episode(f"{group}/{j}", seed_of(seed, j)) for j in range(n)]
+        if branches > 1 and not self.info.snapshots:
+            raise EnvFault(
+                "this environment takes no snapshots (Env.snapshot, Env.restore), so its episodes cannot branch; set algorithm.branches: 1"
+            )
         if self.info.single_turn:
             await self._single(task, episodes, params, group)
         else:
-            episodes = list(await asyncio.gather(*(self._multi(task, e, params, group) for e in episodes)))
+            families = (episodes[i : i + branches] for i in range(0, n, branches))
+            played = await asyncio.gather(*(self._family(task, family, params, group) for family in families))
+            episodes = [episode for family in played for episode in family]
         return [episode.trace(task.id, group) for episode in episodes]
+
+    async def _family(
+        self, task: Task, episodes: Sequence[_Episode], params: SamplingParams, group: str
+    ) -> list[_Episode]:
+        """The first episode from the start, the others from a place in it; from the start as well where it has none (it ended at once, or
+        was lost)."""
+        first, others = episodes[0], episodes[1:]
+        root = await self._multi(task, first, params, group, marked=bool(others))
+        known = root if root.outcome != "infra" and root.mark is not None else None
+        return [root, *await asyncio.gather(*(self._multi(task, e, params, group, root=known) for e in others))]
 
     async def _single(self, task: Task, episodes: Sequence[_Episode], params: SamplingParams, group: str) -> None:
         prompt = self.chat.prompt_ids(task.prompt)
@@ -162,13 +213,23 @@ class Roller:
             else:
                 episode.earn(step, self.reward_weight)
 
-    async def _multi(self, task: Task, episode: _Episode, params: SamplingParams, group: str) -> _Episode:
-        """One multi-turn episode, played again from its start if the machinery loses it."""
+    async def _multi(
+        self,
+        task: Task,
+        episode: _Episode,
+        params: SamplingParams,
+        group: str,
+        *,
+        marked: bool = False,
+        root: _Episode | None = None,
+    ) -> _Episode:
+        """One multi-turn episode, played again from its start if the machinery loses it. marked: keep a place in it, any turn but the
+        first being as likely. root: go on from that one's."""
         for attempt in range(INFRA_RETRIES + 1):
             fresh = _Episode(episode.name, episode.seed)
             session = self.envs.session(f"{episode.name}/{attempt}")
             try:
-                await self._play(session, task, fresh, params, group)
+                await self._play(session, task, fresh, params, group, marked, root)
                 return fresh
             except InfraError as error:
                 fresh.outcome, fresh.note = "infra", str(error)
@@ -179,11 +240,30 @@ class Roller:
                 await session.close()
         return episode
 
-    async def _play(self, session: Any, task: Task, episode: _Episode, params: SamplingParams, group: str) -> None:
-        opening = await session.open(task, episode.seed)
+    async def _play(
+        self,
+        session: EnvSession,
+        task: Task,
+        episode: _Episode,
+        params: SamplingParams,
+        group: str,
+        marked: bool,
+        root: _Episode | None,
+    ) -> None:
         params = params.but(latents=params.latents_for(task))
-        episode.context(self.chat.prompt_ids(opening.prompt if opening.prompt is not None else task.prompt), 0)
-        for turn in range(self.info.max_turns):
+        begin = 0
+        if root is not None and root.mark is not None:
+            begin = root.mark.turn
+            await session.restore(root.mark.state)
+            episode.begin_at(root, root.mark)
+        else:
+            opening = await session.open(task, episode.seed)
+            episode.context(self.chat.prompt_ids(opening.prompt if opening.prompt is not None else task.prompt), 0)
+        for turn in range(begin, self.info.max_turns):
+            # one turn of all those that there will be, each as likely
+            if marked and turn and seed_of(episode.seed, "mark", turn) % turn == 0:
+                state = await session.snapshot()
+                episode.mark = _Mark(turn, len(episode.token), state, episode.grade, dict(episode.components))
             action = (await self._act([episode], [turn], params, group))[0]
             start = time.perf_counter()
             step = await session.step(action)

@@ -114,7 +114,7 @@ class Actors(Protocol):
     async def sample(self, prefixes: Sequence[Prefix], params: SamplingParams) -> list[Sample]:
         """Continue every prefix once."""
 
-    async def rollout(self, task: Task, n: int, params: SamplingParams | None = None) -> list[Trace]:
+    async def rollout(self, task: Task, n: int, params: SamplingParams | None = None, branches: int = 1) -> list[Trace]:
         """Play n episodes of a task with the current policy and grade them; params None means the run's own."""
 
     async def score(self, role: str, traces: Sequence[Trace]) -> None:

@@ -13,13 +13,14 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-from pydantic import ConfigDict, Field, NonNegativeFloat, PositiveFloat, model_validator
+from pydantic import ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor
 
-from actors.types import Group
+from actors.types import Actors, Group
 from algorithms import policy_gradient as pg
 from algorithms.base import Algorithm, AlgorithmConfig, Context
 from algorithms.episodes import Episode, live_episodes, reward_metrics
+from envs.base import Task
 from models.roles import RoleSpec
 from models.terms import Batch, Forward, Term, detached
 from models.trace import Trace
@@ -58,6 +59,9 @@ class RLVRConfig(AlgorithmConfig):
     """What a decision is credited with: the episode's whole reward, or what was earned from its own turn on."""
     discount: float = Field(1.0, gt=0.0, le=1.0)
     """Discount from one turn to the next (credit_by: turn)."""
+    branches: PositiveInt = 1
+    """Of so many episodes of a group one is played from the start, and the others go on from a random turn of it, from a snapshot of the
+    environment; with credit_by: turn they are compared there with each other. 1 plays all from the start."""
     loss: Literal["ppo", "gspo", "cispo", "reinforce"] = "ppo"
     """ppo: clipped ratio by token; gspo: by sequence; cispo: clipped weight without gradient; reinforce: no ratio."""
     clip_low: NonNegativeFloat = 0.2
@@ -109,6 +113,8 @@ class RLVRConfig(AlgorithmConfig):
             raise ValueError("tis_cap needs old_logprobs: learner (with the sampler's, the ratio corrects already)")
         if self.loss == "gspo" and self.aggregation != "sequence":
             raise ValueError("loss: gspo is an objective of whole sequences and needs aggregation: sequence")
+        if self.group_size % self.branches:
+            raise ValueError(f"group_size {self.group_size} cannot be dealt into families of {self.branches} branches")
         if self.discount != 1.0 and self.credit_by == "episode":
             raise ValueError("discount needs credit_by: turn")
         return self
@@ -134,6 +140,10 @@ class RLVR(Algorithm):
         if self.config.kl_coef > 0:
             roles["reference"] = RoleSpec(weights=self.config.reference, trainable=False, scores=True)
         return roles
+
+    async def collect(self, task: Task, actors: Actors) -> Group:
+        c = self.config
+        return Group(task=task, traces=await actors.rollout(task, c.group_size, branches=c.branches))
 
     def keep(self, group: Group) -> bool:
         if not self.config.dynamic_sampling:
@@ -178,6 +188,7 @@ class RLVR(Algorithm):
         else:
             returns_EK = pg.returns_to_go(rewards_EK, c.discount)
             place_EK = group_E[:, None] * turns + np.arange(turns)
+            _compare_branches(episodes, place_EK)
             advantage_EK = pg.advantages(c.estimator, returns_EK.ravel(), place_EK.ravel()).reshape(returns_EK.shape)
 
         constant = c.length_constant or float(self.context.sampling.max_tokens)
@@ -245,3 +256,17 @@ class RLVR(Algorithm):
                     raise ValueError(
                         f"trace {trace.episode}: the role {role!r} has not scored all of its sampled positions"
                     )
+
+
+def _compare_branches(episodes: Sequence[Episode], place_EK: np.ndarray) -> None:
+    """Give the turn at which episodes branched from one state a place of its own, so that their returns are compared there with each other:
+    they differ by nothing but what was decided from there on."""
+    by_name = {(episode.group, episode.traces[0].episode): e for e, episode in enumerate(episodes)}
+    new = int(place_EK.max(initial=0)) + 1
+    for e, episode in enumerate(episodes):
+        trace = episode.traces[0]
+        if trace.parent is not None:
+            name, position = trace.parent
+            turn = int(trace.turn[position])
+            root = by_name.get((episode.group, name), e)  # itself where the root was lost
+            place_EK[[e, root], turn] = new + root

@@ -93,12 +93,12 @@ class Learner:
     def warm_start(self, budget: float) -> None:
         options: dict[str, Any] = {"name": "neuralese_sft", "written": self.method == "token_cot"}
         if self.latents:
-            options["curriculum"] = {"updates_per_stage": self.args.stage}
-        updater = self.updater(options, self.args.warm_lr)
+            options["curriculum"] = {"updates_per_stage": self.args.stage, "mix": self.args.mix}
+        updater, size = self.updater(options, self.args.warm_lr), self.args.warm_batch
         tasks = iter(world(self.args.easy).tasks("train"))
         for step in itertools.count():
-            asked = list(itertools.islice(tasks, 64))
-            made = [updater.algorithm.example(t, 64 * step + i, step) for i, t in enumerate(asked)]
+            asked = list(itertools.islice(tasks, size))
+            made = [updater.algorithm.example(t, size * step + i, step) for i, t in enumerate(asked)]
             groups = [Group(task, [trace], i) for i, (task, trace) in enumerate(zip(asked, made, strict=True))]
             updater.algorithm.credit(groups)
             anneal(updater, self.args.warm_lr, self.flops["warm"] / budget)
@@ -271,13 +271,15 @@ OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("--latents", {"type": int, "default": 3, "help": "latent steps before a move"}),
     (
         "--stage",
-        {"type": int, "default": 60, "help": "updates of the warm start before the next written step becomes a latent"},
+        {"type": int, "default": 40, "help": "updates of the warm start before the next written step becomes a latent"},
     ),
+    ("--mix", {"type": float, "default": 0.5, "help": "share of the warm start's examples at a random stage"}),
     ("--width", {"type": int, "default": 64}),
     ("--easy", {"nargs": 2, "type": int, "default": [1, 3], "help": "corridors to key and door in the walkthroughs"}),
     ("--hard", {"nargs": 2, "type": int, "default": [3, 3], "help": "corridors in the worlds played"}),
     ("--warm", {"type": float, "default": 5e11, "help": "FLOPs of the warm start"}),
     ("--warm-lr", {"type": float, "default": 3e-3}),
+    ("--warm-batch", {"type": int, "default": 64, "help": "walkthroughs an update of the warm start"}),
     ("--flops", {"type": float, "default": 2.5e11, "help": "FLOPs of learning from reward"}),
     ("--lr", {"type": float, "default": 3e-4}),
     ("--groups", {"type": int, "default": 16, "help": "worlds an update, of 8 episodes each"}),

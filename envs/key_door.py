@@ -15,6 +15,7 @@ the wanted one does not lie below, and there is no way back.
 
 from __future__ import annotations
 
+import pickle
 import string
 from collections.abc import Iterator, Sequence
 from typing import ClassVar
@@ -103,6 +104,14 @@ class KeyDoor(Env):
             grade = Grade(1.0, components={"key": 1.0, "moves": float(self._moves)})
             return Step("open", 1.0 - self.key_reward, terminated=True, grade=grade)
         return self._told(f"{'locked' if room == world['door'] else 'at'} {room}", cut)
+
+    def snapshot(self) -> bytes:
+        if self._task is None:
+            raise RuntimeError("snapshot() before reset()")
+        return pickle.dumps((self._task, self._at, self._has_key, self._moves))
+
+    def restore(self, state: bytes) -> None:
+        self._task, self._at, self._has_key, self._moves = pickle.loads(state)
 
     def _told(self, observation: str, cut: bool, reward: float = 0.0) -> Step:
         if not cut:
