@@ -5,8 +5,8 @@
 Per seed one landscape: a base model learns the writer, a reward model learns graded answers (few: 2,000, by people who skim; ample:
 20,000), PPO optimises it with a weak KL. All 65,536 answers are listed every few steps, so the policy's KL from its start and its expected
 proxy and gold are sums, and so are the exact tilts start x exp(beta proxy) and the best possible curve, start x exp(beta gold). The alarm
-hears 256 fresh raters at each evaluation (`actors.monitor`), never the gold. "Peak": the evaluation with the highest gold; it is a fall
-if the last gold lies more than 0.1 standard deviations below it.
+hears 512 fresh raters at each evaluation (`actors.monitor`), never the gold. "Peak": the evaluation with the highest gold; it is a fall
+if the last gold lies more than 0.015 below it, on the people's scale of 0 to 1.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from algorithms.reward_model import RewardModel, RewardModelConfig
 from benchmarks.common import Measure, main
 from benchmarks.picture import Line, picture
 from envs.base import Task
-from envs.noisy_raters import MIDDLE, SPREAD, NoisyRaters
+from envs.noisy_raters import NoisyRaters, on_scale
 from models.forward import Distribution
 from models.loading import RoleModel, load_role, load_tokenizer, save_role
 from models.roles import REWARD_NOTES
@@ -46,14 +46,14 @@ from models.scratch import write_model
 LABELS: dict[str, dict[str, Any]] = {"few": {"labels": 2000, "hidden": True}, "ample": {"labels": 20_000}}
 FIT = {"few": 80, "ample": 600}
 """Steps of the reward model."""
-RATERS = 256
-FALL = 0.1
-"""Standard deviations of gold below its peak that count as a fall."""
+RATERS = 512
+FALL = 0.015
+"""Gold below its peak that counts as a fall: a tenth of a standard deviation over random answers."""
 
 
 @dataclass
 class Curve:
-    """By evaluation: step, kl (nats), proxy (people's scale), gold (standard deviations). alarm: the step it sounded at."""
+    """By evaluation: step, kl (nats), proxy and gold (people's scale). alarm: the step it sounded at."""
 
     step: list[int] = field(default_factory=list)
     kl: list[float] = field(default_factory=list)
@@ -77,7 +77,8 @@ class Answers:
     def __init__(self, env: NoisyRaters, folder: str) -> None:
         self.env, self.task = env, next(iter(env.tasks("train")))
         rows = np.stack(np.meshgrid(*[np.arange(env.count)] * env.length, indexing="ij"), -1).reshape(-1, env.length)
-        self.rows, self.gold = rows, env.gold(rows)
+        self.rows, self.deviations = rows, env.gold(rows)
+        self.gold = on_scale(self.deviations)
         tokenizer = load_tokenizer(folder)
         prompt = tokenizer.encode(str(self.task.prompt), add_special_tokens=False)
         words = np.array([tokenizer.encode(f"w{i}", add_special_tokens=False)[0] for i in range(env.count)])
@@ -191,7 +192,7 @@ def _measure(
     kl, scores = tilted(logp, start, proxy, answers.gold)
     share = np.exp(logp) / np.exp(logp).sum()
     drawn = rng.choice(len(share), RATERS, p=share)
-    said = np.array([env.points(float(answers.gold[i]), rng, 1)[0] for i in drawn])
+    said = np.array([env.points(float(answers.deviations[i]), rng, 1)[0] for i in drawn])
     curve.step.append(step)
     curve.kl.append(kl)
     curve.proxy.append(scores[0])
@@ -231,7 +232,7 @@ def draw(curves: dict[str, list[tuple[float, float]]]) -> str:
         Line(name, colour, points, dashed="tilt" in name or "best" in name)
         for (name, points), colour in zip(curves.items(), COLOURS, strict=False)
     ]
-    return picture(lines, "KL from the start, nats an answer", "gold, standard deviations")
+    return picture(lines, "KL from the start, nats an answer", "gold, people's scale")
 
 
 def run(args: argparse.Namespace) -> list[Measure]:
@@ -278,12 +279,12 @@ def _summary(setting: str, found: Sequence[Curve], errors: Sequence[dict[str, fl
         mean("test_mse", [e["mse"] for e in errors], "people's scale"),
         mean("mse_mean_predictor", [e["mse_mean_predictor"] for e in errors], "people's scale"),
         mean("noise_floor", [e["noise_floor"] for e in errors], "people's scale"),
-        mean("gold_start", [c.gold[0] for c in found], "sd"),
-        mean("gold_peak", [c.gold[c.peak] for c in found], "sd"),
-        mean("gold_end", [c.gold[-1] for c in found], "sd"),
+        mean("gold_start", [c.gold[0] for c in found], "people's scale"),
+        mean("gold_peak", [c.gold[c.peak] for c in found], "people's scale"),
+        mean("gold_end", [c.gold[-1] for c in found], "people's scale"),
         mean("kl_at_peak", [c.kl[c.peak] for c in found], "nats"),
         mean("kl_end", [c.kl[-1] for c in found], "nats"),
-        mean("proxy_end", [(c.proxy[-1] - MIDDLE) / SPREAD for c in found], "sd"),
+        mean("proxy_end", [c.proxy[-1] for c in found], "people's scale"),
         Measure(f"{setting}_falls", float(sum(c.fell for c in found)), f"of {n} seeds"),
         Measure(f"{setting}_alarms", float(sum(c.alarm is not None for c in found)), f"of {n} seeds"),
     ]

@@ -90,14 +90,14 @@ class NoisyRaters(SingleTurnEnv):
         return self._stream(split)
 
     def grade(self, task: Task, text: str) -> Grade:
-        """The gold score on the people's scale, 0 to 1: what somebody without noise would say; solved: one standard deviation above the mean of random answers.
+        """The gold score as people tell it (`on_scale`); solved: one standard deviation above the mean of random answers.
 
         "gold": in those deviations; "rater": one person's word.
         """
         gold, sweet = self.judge(task, text)
         rater = self.rate(task, text, 1, zlib.crc32(f"{task.id} {text}".encode(errors="replace")))[0]
         parts = {"gold": gold, "sweet": float(sweet), "rater": rater}
-        value = min(max(MIDDLE + SPREAD * gold, 0.0), 1.0)
+        value = float(on_scale(np.array(gold)))
         return Grade(value, parts, exact=False, passed=gold >= 1.0)
 
     def solution(self, task: Task) -> list[str] | None:
@@ -182,3 +182,8 @@ class NoisyRaters(SingleTurnEnv):
             place = np.searchsorted(np.cumsum(weight), luck * weight.sum(), side="right")
             row.append(int(min(place, self.count - 1)))
         return row
+
+
+def on_scale(gold: np.ndarray) -> np.ndarray:
+    """A gold score in standard deviations as somebody without noise would tell it: 0 to 1."""
+    return np.clip(MIDDLE + SPREAD * gold, 0.0, 1.0)
