@@ -119,7 +119,7 @@ def run(args: argparse.Namespace) -> list[Measure]:
             for c in curves[:1]
             for what, values in (("proxy", c.proxy), ("gold", c.gold))
         ]
-        Path(args.picture).write_text(picture(lines, "KL from the start, nats an answer", "score"))
+        Path(args.picture).write_text(picture(lines, "KL from the start, nats an answer", "score", digits=2))
     return measures(found)
 
 

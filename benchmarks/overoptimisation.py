@@ -232,7 +232,7 @@ def draw(curves: dict[str, list[tuple[float, float]]]) -> str:
         Line(name, colour, points, dashed="tilt" in name or "best" in name)
         for (name, points), colour in zip(curves.items(), COLOURS, strict=False)
     ]
-    return picture(lines, "KL from the start, nats an answer", "gold, people's scale")
+    return picture(lines, "KL from the start, nats an answer", "gold, people's scale", digits=2)
 
 
 def run(args: argparse.Namespace) -> list[Measure]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from envs.base import Env, Observation, Step, Task
-from envs.noisy_raters import MIDDLE, SPREAD, NoisyRaters
+from envs.noisy_raters import NoisyRaters, on_scale
 from envs.registry import make
 
 STATES = ("A", "B", "C")
@@ -102,7 +102,7 @@ def texts() -> World:
     always has four tokens; one that is not four words of the vocabulary gets the lowest grade."""
     env = NoisyRaters(topics=TOPICS)
     rows = np.stack(np.meshgrid(*[np.arange(env.count)] * env.length, indexing="ij"), -1).reshape(-1, env.length)
-    top = [min(MIDDLE + SPREAD * float(env.gold(rows, topic).max()), 1.0) for topic in range(TOPICS)]
+    top = [float(on_scale(env.gold(rows, topic)).max()) for topic in range(TOPICS)]
     world = long_texts(env.length, episodes=64, updates=(50, 25))
     return replace(world, name="texts", best=float(np.mean([top[task.meta["topic"]] for task in world.tasks()])))
 
