@@ -52,13 +52,13 @@ async def play(
     roller = Roller(SamplerClient([Local(sampler)]), envs, await envs.info(), chat, max_length)
     params = SamplingParams(latents=latents, max_tokens=3)
     method = rlvr(folder, params, group_size=group_size, branches=branches)
-    return [
-        await method.collect(task, LocalActors(None, None, str(i), i, roller, params)) for i, task in enumerate(tasks)
-    ]
+    engine: Any = None  # whole episodes are the roller's
+    actors = [LocalActors(engine, None, str(i), i, roller, params) for i in range(len(tasks))]
+    return [await method.collect(task, own) for task, own in zip(tasks, actors, strict=True)]
 
 
-def rlvr(folder: str, params: SamplingParams | None = None, **options: object) -> RLVR:
-    config = RLVRConfig(**{"credit_by": "turn", **options})  # type: ignore[arg-type]
+def rlvr(folder: str, params: SamplingParams | None = None, **options: Any) -> RLVR:
+    config = RLVRConfig(**{"credit_by": "turn", **options})
     return RLVR(config, Context(folder, params or SamplingParams(), 0))
 
 
