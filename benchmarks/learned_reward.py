@@ -44,7 +44,7 @@ STUDIES: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
             "lower bound": {"reward_model.bound": 2.0},
             "KL budget": {"monitor.kl_budget": 1.0},
             "early stop": {"monitor.stop": True},
-            "fresh labels": {"reward_model.fresh": 256, "reward_model.fresh_every": 5},
+            "fresh labels": {"reward_model.fresh": 128, "reward_model.fresh_every": 5},
         },
     ),
     "thoughts": (

@@ -216,7 +216,8 @@ class RewardSource(Section):
     bound: NonNegativeFloat = 0.0
     """Standard deviations of its members that are taken off their mean: a lower bound, against over-optimism."""
     fresh: NonNegativeInt = 0
-    """Answers of the newest policy that monitor.rater grades every `fresh_every` steps, for the reward model to learn; 0 for none."""
+    """Answers of the newest policy that monitor.rater grades every `fresh_every` steps, at most a batch's, for the reward model to learn; 0
+    for none."""
     fresh_every: PositiveInt = 10
     """Steps from one round of fresh labels to the next."""
 
