@@ -94,8 +94,6 @@ def make_plan(config: RunConfig) -> Plan:
             f"sampling.latents is {config.sampling.latents}, but the model {config.model.path} has no thinker; "
             "set model.thinker (kind: gated)"
         )
-    if algorithm.plays and not has_thinker(model):
-        _check_heads(config, model)
     learned = learned_reward(config, model)
     wanted = dict(algorithm.roles)
     if learned is not None:
@@ -111,9 +109,13 @@ def make_plan(config: RunConfig) -> Plan:
     return Plan(config, model, sampling, make, roles, learned, algorithm.plays, [os.getcwd()])
 
 
-def _check_heads(config: RunConfig, model: str) -> None:
-    size = head_size(load_config(model, config.model.trust_remote_code))
-    if not config.resources.sampler_gpus and size not in CPU_HEADS:
+def check_heads(plan: Plan) -> None:
+    """Whether the run's sampler can compute the model's attention; asked before a run has a folder. Raises ConfigError."""
+    config = plan.config
+    if not plan.plays or has_thinker(plan.model) or config.resources.sampler_gpus:
+        return
+    size = head_size(load_config(plan.model, config.model.trust_remote_code))
+    if size not in CPU_HEADS:
         raise ConfigError(
             f"the attention heads of {config.model.path} have {size} dimensions, and vLLM on a CPU takes {', '.join(map(str, CPU_HEADS))}; "
             "choose other heads or another width (for model.scratch: width / heads), or sample on a GPU (resources.sampler_gpus)"

@@ -42,6 +42,7 @@ class RunFailed(RuntimeError):
 def train(resolved: Resolved, out: Path | None = None, as_json: bool = False) -> dict[str, Any]:
     """Train as configured; returns result.json's content with the run directory and the report's path."""
     plan = launch.make_plan(resolved.config)
+    launch.check_heads(plan)
     run = RunDir.create(resolved.config.name, out)
     write_atomic(run.config, dump(resolved.config))
     try:
