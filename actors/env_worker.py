@@ -113,10 +113,9 @@ class EnvWorker:
             raise self._fault(error, f"reset of task {task.id}") from error
 
     async def step(self, episode: str, action: str) -> Step:
-        if episode not in self._playing:
-            raise InfraError(f"the episode {episode} was lost when its worker died")
+        env = self._player(episode)
         try:
-            return check_step(await self._playing[episode].step(action), self.name)
+            return check_step(await env.step(action), self.name)
         except (InfraError, EnvFault):
             raise
         except Exception as error:
@@ -124,9 +123,7 @@ class EnvWorker:
 
     async def snapshot(self, episode: str) -> bytes:
         """The state of an episode, for `restore`."""
-        if episode not in self._playing:
-            raise InfraError(f"the episode {episode} was lost when its worker died")
-        return self._guard(self._playing[episode].snapshot, f"snapshot of episode {episode}")
+        return self._guard(self._player(episode).snapshot, f"snapshot of episode {episode}")
 
     async def restore(self, episode: str, state: bytes) -> None:
         """Start a multi-turn episode at a snapshot, which another worker may have taken."""
@@ -138,6 +135,11 @@ class EnvWorker:
         env = self._playing.pop(episode, None)
         if env is not None:
             self._idle.append(env)
+
+    def _player(self, episode: str) -> Env:
+        if episode not in self._playing:
+            raise InfraError(f"the episode {episode} was lost when its worker died")
+        return self._playing[episode]
 
     def _take(self) -> Env:
         return self._idle.pop() if self._idle else self._make()

@@ -15,6 +15,7 @@ import numpy as np
 
 from actors.serving import Call, Serving
 from actors.types import Prefix, Sample, SamplingParams
+from models.flops import head_size
 from models.trace import Kind
 
 THREAD_POOL = {"OMP_WAIT_POLICY": "passive", "GOMP_SPINCOUNT": "3000"}
@@ -210,12 +211,6 @@ def _given_logprobs(flat: Any, token: np.ndarray) -> np.ndarray:
 
 CPU_HEADS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """Sizes of attention heads that vLLM's CPU kernels know (`get_supported_head_sizes` of its CPU attention, 0.32)."""
-
-
-def head_size(config: Any) -> int:
-    """Of a model's configuration."""
-    text = config.get_text_config()
-    return int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
 
 
 def _cache_bytes(path: str, max_length: int, memory_mb: int | None) -> int:

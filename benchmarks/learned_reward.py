@@ -8,8 +8,8 @@
 
 Every seed has a base model, reward model and landscape of its own. proxy: the reward model's mean score of held-out answers; gold: their
 score by the environment, on the people's scale; both as gains over the first evaluation. gap: proxy's gain less gold's, where proxy has
-gained as much as the set-up of a seed that gained least did in all. Intervals over seeds are Student's, 95 %. --folder keeps the runs;
-finished ones are not run again.
+gained as much as the set-up of a seed that gained least did in all. Differences to the first set-up are paired by seed. Intervals over
+seeds are Student's, 95 %. --folder keeps the runs; finished ones are not run again.
 """
 
 from __future__ import annotations
@@ -125,7 +125,8 @@ def run(args: argparse.Namespace) -> list[Measure]:
 
 def measures(found: Mapping[str, list[Curve]]) -> list[Measure]:
     out: list[Measure] = []
-    seeds = range(len(next(iter(found.values()))))
+    first = next(iter(found))
+    seeds = range(len(found[first]))
     least = [max(0.0, min(float((c[s].proxy - c[s].proxy[0]).max()) for c in found.values())) for s in seeds]
 
     def add(name: str, values: list[float]) -> None:
@@ -138,6 +139,9 @@ def measures(found: Mapping[str, list[Curve]]) -> list[Measure]:
         add(f"{arm}_gold_peak", [float(c.gold[c.peak]) for c in curves])
         add(f"{arm}_gold_end", [float(c.gold[-1]) for c in curves])
         add(f"{arm}_kl_end", [float(c.kl[-1]) for c in curves])
+        if arm != first:
+            before = [float(c.gold[-1]) for c in found[first]]
+            add(f"{arm}_minus_{first}_gold_end", [float(c.gold[-1]) - b for c, b in zip(curves, before, strict=True)])
         add(f"{arm}_gap", [level - c.gold_gained(level) for c, level in zip(curves, least, strict=True)])
         fell = [c for c in curves if c.gold[c.peak] - c.gold[-1] > PEAK]
         out.append(Measure(f"{arm}_gold_falls", len(fell), f"of {len(curves)} seeds"))

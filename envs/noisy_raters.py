@@ -24,8 +24,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from envs.base import Grade, SingleTurnEnv, Task
+from envs.raters import floors, rated
 
-POINTS = 3
 MIDDLE, SPREAD = 0.35, 0.15
 LIKED = 1.3
 """Raw worth of a sweet word: as much as other good words, so that optimisation first finds those and then piles sweet ones up."""
@@ -126,11 +126,7 @@ class NoisyRaters(SingleTurnEnv):
         """Of graded answers: the squared error of those who know the expected grade (the raters' noise), and of the constant mean."""
         if not split.startswith("labels"):
             return {}
-        scores = np.array([t.meta["scores"] for t in islice(self._stream(split), tasks)])
-        found = {"mean predictor": float(scores.mean(1).var())}
-        if self.raters > 1:
-            found["noise floor"] = float(scores.var(1, ddof=1).mean()) / self.raters
-        return found
+        return floors([t.meta["scores"] for t in islice(self._stream(split), tasks)])
 
     @cached_property
     def _index(self) -> dict[str, int]:
@@ -149,10 +145,9 @@ class NoisyRaters(SingleTurnEnv):
         worth = (self.word + self.fit[topic])[rows_NL].sum(1) + self.pair[rows_NL[:, :-1], rows_NL[:, 1:]].sum(1)
         return worth + LIKED * sweet - penalty * np.maximum(sweet - 1, 0) ** 2
 
-    def points(self, gold: float, rng: np.random.Generator, raters: int) -> list[float]:
+    def points(self, gold: float, rng: np.random.Generator, count: int) -> list[float]:
         """What people say of a text with this gold score."""
-        said = MIDDLE + SPREAD * gold + self.noise * rng.normal(size=raters)
-        return (np.clip(np.round(said * POINTS), 0, POINTS) / POINTS).tolist()
+        return rated(MIDDLE + SPREAD * gold, self.noise, rng, count)
 
     def _stream(self, split: str) -> Iterator[Task]:
         # graded answers differ from landscape to landscape; a base model serves all settings of labels, raters and hidden

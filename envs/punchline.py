@@ -33,6 +33,7 @@ from typing import ClassVar
 import numpy as np
 
 from envs.base import Grade, SingleTurnEnv, Task
+from envs.raters import floors, rated
 
 NOUNS = ("cat", "hat", "bat", "cake", "snake", "lake", "king", "ring", "wing", "moon", "spoon", "balloon")
 CLOSERS = (
@@ -58,8 +59,6 @@ MIXTURE = {"right": 0.4, "slip": 0.2, "none": 0.3, "given": 0.1}
 word), and right ones behind a prompt that shows the answer. Those of "labels" have the same shares without the last."""
 MIDDLING = 0.3
 """Tau of the writers of "pretrain" and "labels", who write any answer."""
-POINTS = 3
-"""People grade in thirds of the gold score's scale."""
 WRITTEN = 0.1
 """Share of "labels" that is a good answer without a grade."""
 
@@ -125,8 +124,9 @@ class Punchline(SingleTurnEnv):
                     kinds = [kind for kind in MIXTURE if split == "pretrain" or kind != "given"]
                     task = self._middling(task, leads_to, topics, kinds, rng)
                     if split != "pretrain":
-                        said = self._said(self.grade(task, str(task.answer)).value, rng, self.raters)
-                        task = replace(task, meta={**task.meta, "scores": said})
+                        gold = self.grade(task, str(task.answer)).value
+                        scores = rated(gold, self.noise, rng, self.raters)
+                        task = replace(task, meta={**task.meta, "scores": scores})
                 yield task
                 serial += 1
 
@@ -138,13 +138,8 @@ class Punchline(SingleTurnEnv):
         link, style = _parts(task.meta["pivots"], *said) if known else (0.0, 0.0)
         value = link * style
         luck = np.random.default_rng(zlib.crc32(f"{task.id} {text}".encode(errors="replace")))
-        parts = {"link": link, "style": style, "rater": self._said(value, luck, 1)[0]}
+        parts = {"link": link, "style": style, "rater": rated(value, self.noise, luck, 1)[0]}
         return Grade(value, parts, exact=False, passed=value >= self.good)
-
-    def _said(self, gold: float, rng: np.random.Generator, raters: int) -> list[float]:
-        """What people say of an answer with this gold score."""
-        said = gold + self.noise * rng.normal(size=raters)
-        return (np.clip(np.round(said * POINTS), 0, POINTS) / POINTS).tolist()
 
     def solution(self, task: Task) -> list[str]:
         """For `posterior envs check`: a best answer, since those of "pretrain" and "labels" are middling."""
@@ -172,13 +167,8 @@ class Punchline(SingleTurnEnv):
         """The entropy of the data set's answers (nats), and the gold score they have on average; of graded answers the squared
         errors of their mean grade and of whoever knows what raters say on average."""
         if split.startswith("labels"):
-            rows = [t.meta["scores"] for t in itertools.islice(self.tasks(split), tasks) if t.meta["scores"]]
-            found = {"mean predictor": float(np.mean(rows, axis=1).var())}
-            return (
-                {**found, "noise floor": float(np.var(rows, axis=1, ddof=1).mean()) / self.raters}
-                if self.raters > 1
-                else found
-            )
+            rows = [t.meta["scores"] for t in itertools.islice(self.tasks(split), tasks)]
+            return floors([row for row in rows if row])
         asked = list(itertools.islice(self.tasks(split), tasks))
         gold = [p * self.grade(task, y).value for task in asked for y, p in self.distribution(task).items()]
         return {"entropy": sum(map(self.entropy, asked)) / len(asked), "gold of the data": sum(gold) / len(asked)}

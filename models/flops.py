@@ -24,9 +24,8 @@ class FlopModel:
     def of(cls, config: Any, total_parameters: int) -> FlopModel:
         """From a Hugging Face config; total_parameters counts tied weights once."""
         heads = getattr(config, "num_attention_heads", 1)
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
         embedding = 0 if getattr(config, "tie_word_embeddings", False) else config.vocab_size * config.hidden_size
-        return cls(total_parameters - embedding, config.num_hidden_layers, heads * head_dim)
+        return cls(total_parameters - embedding, config.num_hidden_layers, heads * head_size(config))
 
     def sequence(self, length: int, start: int = 0) -> float:
         """One forward over positions start..length-1 of a sequence, earlier ones cached."""
@@ -40,3 +39,8 @@ class FlopModel:
     def training(self, lengths: Iterable[int]) -> float:
         """Forward and backward."""
         return 3.0 * self.forward(lengths)
+
+
+def head_size(config: Any) -> int:
+    """Of one attention head of a Hugging Face config."""
+    return int(getattr(config, "head_dim", None) or config.hidden_size // getattr(config, "num_attention_heads", 1))

@@ -18,13 +18,14 @@ from actors.latent_sampler import LatentSampler
 from actors.learner import resolve_roles
 from actors.monitor import PROBES, START, HackingMonitor
 from actors.reward import LearnedReward, RewardScorer
-from actors.sampler import CPU_HEADS, TokenSampler, head_size, sampler_environment
+from actors.sampler import CPU_HEADS, TokenSampler, sampler_environment
 from actors.scorer import Scorer
 from actors.types import SamplingParams
 from algorithms.base import Algorithm, Context
 from algorithms.registry import find as find_algorithm
 from envs.base import Task
 from models.feedback import has_thinker
+from models.flops import head_size
 from models.forward import Distribution
 from models.loading import check_model_path, load_config, load_tokenizer, stop_ids
 from models.roles import RoleSpec
@@ -114,7 +115,7 @@ def check_heads(plan: Plan) -> None:
     config = plan.config
     if not plan.plays or has_thinker(plan.model) or config.resources.sampler_gpus:
         return
-    size = head_size(load_config(plan.model, config.model.trust_remote_code))
+    size = head_size(load_config(plan.model, config.model.trust_remote_code).get_text_config())
     if size not in CPU_HEADS:
         raise ConfigError(
             f"the attention heads of {config.model.path} have {size} dimensions, and vLLM on a CPU takes {', '.join(map(str, CPU_HEADS))}; "

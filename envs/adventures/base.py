@@ -298,3 +298,14 @@ def listed(text: str, commands: Sequence[str]) -> str:
 def checked_split(name: str, split: str, splits: Sequence[str]) -> None:
     if split not in splits:
         raise ValueError(f"{name} has no split {split!r}; there are: {', '.join(splits)}")
+
+
+def checked_games(name: str, games: Mapping[str, int] | None, usual: Mapping[str, int], slack: float) -> dict[str, int]:
+    """How many games each split has. Raises ValueError for a split that is none, fewer than one game, or a step limit below the
+    walkthrough."""
+    out = {**usual, **(games or {})}
+    if set(out) != set(usual) or min(out.values()) < 1 or not slack >= 1.0:
+        raise ValueError(
+            f"{name}: games gives the number of {' and '.join(usual)} games, at least 1, and slack is at least 1"
+        )
+    return out

@@ -11,7 +11,7 @@ from threading import Lock
 from typing import Any, ClassVar
 
 from envs.adventures import store
-from envs.adventures.base import Adventure, Scene, checked_split
+from envs.adventures.base import Adventure, Scene, checked_games, checked_split
 from envs.base import InfraError, Move, Task
 
 SPLITS = ("train", "test")
@@ -44,11 +44,7 @@ class TextWorldExpress(Adventure):
         super().__init__(max_steps=max_steps, **shared)
         if kind not in KINDS:
             raise ValueError(f"textworld_express: kind is one of {', '.join(KINDS)}, not {kind!r}")
-        self.games = {"train": 300, "test": 100} | dict(games or {})
-        if set(self.games) != set(SPLITS) or min(self.games.values()) < 1 or not slack >= 1.0:
-            raise ValueError(
-                "textworld_express: games gives the number of train and test games, at least 1, and slack is at least 1"
-            )
+        self.games = checked_games("textworld_express", games, {"train": 300, "test": 100}, slack)
         self.kind, self.slack = kind, slack
         self.settings = ",".join(f"{name}={value}" for name, value in sorted((settings or {}).items()))
         self._server: Any = None

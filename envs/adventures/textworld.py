@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from envs.adventures import machine, store
-from envs.adventures.base import Adventure, Scene, checked_split
+from envs.adventures.base import Adventure, Scene, checked_games, checked_split
 from envs.adventures.machine import MachineAdventure, ended
 from envs.base import InfraError, Move, Task
 
@@ -56,11 +56,7 @@ class TextWorld(MachineAdventure):
         unknown = set(settings or {}) - set(KINDS[kind])
         if unknown:
             raise ValueError(f"textworld: {kind} has no setting {min(unknown)!r}; it takes {', '.join(KINDS[kind])}")
-        self.games = {"train": 100, "test": 20} | dict(games or {})
-        if set(self.games) != set(SPLITS) or min(self.games.values()) < 1 or not slack >= 1.0:
-            raise ValueError(
-                "textworld: games gives the number of train and test games, at least 1, and slack is at least 1"
-            )
+        self.games = checked_games("textworld", games, {"train": 100, "test": 20}, slack)
         self.kind, self.settings, self.slack = kind, KINDS[kind] | dict(settings or {}), slack
         self._score, self._room = 0.0, ""
         self._library: Any = None

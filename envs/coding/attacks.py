@@ -33,8 +33,9 @@ _ZYGOTE_PROCESSES = 3  # bubblewrap, its init, and the interpreter
 
 @dataclass(frozen=True)
 class AttackReport:
-    """contained: no sign of harm inside or outside. score: share of cases it got right (must be 0). healthy_after: every
-    slot grades a right program right afterwards. seconds: of the attack itself. detail: how it ended, and any breach."""
+    """contained: no sign of harm inside or outside. score: share of cases it got right, or of proofs accepted (must be 0). healthy_after:
+    what is right is graded right afterwards, and what is wrong wrong. seconds: of the attack itself. detail: how it ended, and any
+    breach."""
 
     name: str
     contained: bool

@@ -10,12 +10,12 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 from envs.base import InfraError
+from envs.coding.attacks import AttackReport
 from envs.proofs import script
 from envs.proofs.backend import ProofBackend, Theorem
 from envs.proofs.confined import Limits
@@ -166,19 +166,6 @@ AGDA: dict[str, str] = {
 }
 """Terms offered for `( p : Set ) -> p`."""
 AGDA_FALSE = "( p : Set ) -> p"
-
-
-@dataclass(frozen=True)
-class AttackReport:
-    """score: 1 if any way of making it was accepted (must be 0). healthy_after: right proofs are accepted and wrong ones refused, by every
-    way. contained: nothing was left on the host, no process remains. seconds: of the attack itself. detail: how it ended."""
-
-    name: str
-    contained: bool
-    score: float
-    healthy_after: bool
-    seconds: float
-    detail: str
 
 
 def run_attack(backend: CoqBackend, name: str, text: str, past_the_reader: bool = True) -> AttackReport:
