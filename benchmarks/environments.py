@@ -7,7 +7,8 @@ Of each environment, alone in a process of its own, playing good episodes over a
 steps_per_second, reset_ms: of `Env.step` and `Env.reset`. memory_mb: what making it and playing adds, child processes (a Java machine, a
 sandbox) included.
 steps_per_second_vs_engine: ours over the engine's, in turns on the same actions. The engine is Jericho's FrotzEnv.step, TextWorld-Express's
-own step, or for a single-turn environment its bare `grade`; of one that is all our own (key_door) there is none. Met at 0.8, or where
+own step, a bare coqtop that is sent each tactic and `Show.` (proof_steps; the check after the last tactic is made once and left out of
+both), or for a single-turn environment its bare `grade`; of one that is all our own (key_door) there is none. Met at 0.8, or where
 ours adds at most 100 microseconds a step (overhead_us).
 
 story plays --story, by default a generated game as if it were anybody's file. What cannot be made here is named, with the reason.
@@ -17,10 +18,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import atexit
 import inspect
 import json
 import multiprocessing
+import os
+import re
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -130,6 +135,8 @@ def _engine(name: str, env: Env) -> Play | None:
         return _frotz(env)
     if name == "textworld_express":
         return _express(env)
+    if name == "proof_steps":
+        return _coqtop(env)
     return None
 
 
@@ -183,6 +190,41 @@ def _express(env: Env) -> Play:
         for action in actions:
             engine.step(action)
         return len(actions), time.perf_counter() - ready, ready - began
+
+    return play
+
+
+def _coqtop(env: Env) -> Play:
+    """Coq's own read-eval-print loop on a pipe, without a sandbox, limits or a reading of the goals."""
+    from envs.proofs.coqtop import COQTOP
+
+    header = env.source.header  # type: ignore[attr-defined]
+    engine = subprocess.Popen(
+        [COQTOP, "-q", "-emacs"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    assert engine.stdin
+    assert engine.stdout
+    atexit.register(engine.kill)
+
+    def send(sentences: str, prompts: int) -> int:
+        """Wait for so many prompts; the number of the state that the last one names."""
+        engine.stdin.write(f"{sentences}\n".encode())  # type: ignore[union-attr]
+        engine.stdin.flush()  # type: ignore[union-attr]
+        out = b""
+        while out.count(b"</prompt>") < prompts or not out.endswith(b"</prompt>"):
+            out += os.read(engine.stdout.fileno(), 1 << 16)  # type: ignore[union-attr]
+        return int(out.rpartition(b"<prompt>")[2].split(b"|")[0].split(b"<")[1])
+
+    send("", 1)
+    opening = [*re.split(r"(?<=\.)\s+", header.strip()), "Set Silent.", "Set Printing Width 1000."]
+    base = send("\n".join(opening), len(opening))
+
+    async def play(task: Task, actions: Sequence[str]) -> tuple[int, float, float]:
+        began = time.perf_counter()  # ours puts the statement to Coq at the first step, too
+        send(f"BackTo {base}.\nTheorem proof : {task.meta['statement']} .", 2)
+        for action in actions:
+            send(f"{action}\nShow.", 2)
+        return len(actions), time.perf_counter() - began, 0.0
 
     return play
 

@@ -241,6 +241,7 @@ def test_a_whole_proof_in_a_code_block_and_chat_prompts() -> None:
         ({"families": ["nor"]}, "there is no family 'nor'; there are: imp, and"),
         ({"families": ["iff"]}, "must not share a family"),
         ({"sizes": [1, 4]}, r"sizes: \[least, most\] must lie in 2 to 12"),
+        ({"sizes": "2,4"}, r"sizes: \[least, most\] must lie in 2 to 12 .* not 2,4 and 2"),
         ({"count": 0}, "count must be a whole number"),
         ({"prompt": "long"}, "there is no prompt 'long'"),
         ({"cpu_seconds": 0}, "cpu_seconds must be a positive number, not 0"),

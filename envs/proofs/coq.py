@@ -243,7 +243,8 @@ class CoqSession(ProofSession):
 
     def goals(self) -> Reply:
         with self._backend.lock:
-            return self._look(self._stand())
+            goals, closed = self._stand().goals()
+        return Reply(tuple(goals), closed=closed)
 
     def step(self, tactic: str) -> Reply:
         try:
@@ -254,15 +255,13 @@ class CoqSession(ProofSession):
             return Reply(error="refused: more than one tactic")
         try:
             with self._backend.lock:
-                top = self._stand()
-                error = top.send(sentences[0])
-                if error:
-                    return Reply(error=error)
-                reply = self._look(top)
+                error, goals, closed = self._stand().apply(sentences[0])
         except Stuck as stuck:
             return Reply(error=str(stuck))
+        if error:
+            return Reply(error=error)
         self._script += (sentences[0],)
-        return reply
+        return Reply(tuple(goals), closed=closed)
 
     def fork(self) -> CoqSession:
         return CoqSession(self._backend, self._theorem, self._script)
@@ -280,11 +279,6 @@ class CoqSession(ProofSession):
         except Stuck as error:  # it passed its limits before
             raise InfraError(f"a proof that ran before does not now: {error}") from None
         return top
-
-    @staticmethod
-    def _look(top: Coqtop) -> Reply:
-        goals, closed = top.goals()
-        return Reply(tuple(goals), closed=closed)
 
 
 def _opened(theorem: Theorem) -> str:

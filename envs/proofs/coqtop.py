@@ -72,9 +72,17 @@ class Coqtop:
                 raise ValueError(f"proofs: the statement is refused: {sentence[:200]}: {error[:200]}")
             raise InfraError(f"coqtop refuses a sentence that it took before: {sentence[:80]}: {error[:200]}")
 
-    def send(self, sentence: str) -> str:
-        """Execute a sentence here; the error message, "" if there is none. Raises Stuck and InfraError."""
-        return self.send_all([sentence])[1]
+    def apply(self, sentence: str) -> tuple[str, list[Goal], bool]:
+        """Execute a sentence here and look: (its error message or "", the open goals, whether none is left anywhere).
+
+        After an error the session stands where it stood. Raises Stuck and InfraError.
+        """
+        before = self._state
+        (out, state), (shown, after) = self._exchange([sentence, "Show."])
+        if state <= before:
+            return error_text(out), [], False
+        self._path.append((sentence, after))  # behind `Show.`, so that the next sentence follows without a way back
+        return "", *_seen(shown)
 
     def send_all(self, sentences: Sequence[str]) -> tuple[int, str]:
         """Execute sentences at one go, under the limits of one: (how many were accepted before the first error, its message or "").
@@ -91,8 +99,8 @@ class Coqtop:
 
     def goals(self) -> tuple[list[Goal], bool]:
         """(open goals, whether none is left anywhere)."""
-        ((out, _),) = self._exchange(["Show."])
-        return read_goals(out), "No more goals" in out
+        ((shown, _),) = self._exchange(["Show."])
+        return _seen(shown)
 
     def close(self) -> None:
         process, self._process = self._process, None
@@ -158,10 +166,7 @@ class Coqtop:
                 if printed > self.limits.output_bytes:
                     self.close()
                     raise Stuck("too much output")
-            try:
-                used = self._cpu() - spent
-            except OSError:
-                continue  # it has just ended; reading says how
+            used = self._cpu() - spent
             if used >= cpu:
                 self.close()
                 raise Stuck("timeout")
@@ -170,8 +175,11 @@ class Coqtop:
                 raise InfraError(f"coqtop: {used:.1f} s of CPU time in {wall:.0f} s, and no answer")
 
     def _cpu(self) -> float:
-        """CPU seconds of the process in the sandbox, once it runs."""
-        return time.clock_gettime(self._clock) if self._clock else 0.0
+        """CPU seconds of the process in the sandbox; 0 before it runs, and once it has ended, when reading says how."""
+        try:
+            return time.clock_gettime(self._clock) if self._clock else 0.0
+        except OSError:
+            return 0.0
 
     def _ended(self, out: bytes) -> Exception:
         assert self._process
@@ -181,6 +189,10 @@ class Coqtop:
         if code in (-9, 137) or starting:
             return InfraError(f"coqtop ended with status {code}: {words}")
         return Stuck(f"the checker ended: {words or code}")
+
+
+def _seen(shown: str) -> tuple[list[Goal], bool]:
+    return read_goals(shown), "No more goals" in shown
 
 
 def error_text(out: str) -> str:

@@ -36,10 +36,11 @@ class Generated(Source):
                 raise ValueError(f"proofs: there is no family {family!r}; there are: {', '.join(known)}")
         if not trained or set(trained) & set(unseen):
             raise ValueError("proofs: families and held_out must not share a family, and families must not be empty")
-        bounds = [int(size) for size in sizes]
-        if len(bounds) != 2 or not 2 <= bounds[0] <= bounds[1] <= 12 or not 0 <= larger <= 4:
+        bounds = list(sizes) if isinstance(sizes, list | tuple) else []
+        whole = len(bounds) == 2 and all(isinstance(size, int) for size in (*bounds, larger))
+        if not whole or not 2 <= bounds[0] <= bounds[1] <= 12 or not 0 <= larger <= 4:
             raise ValueError(
-                f"proofs: sizes: [least, most] must lie in 2 to 12 and larger in 0 to 4, not {list(sizes)} and {larger}"
+                f"proofs: sizes: [least, most] must lie in 2 to 12 and larger in 0 to 4, not {sizes} and {larger}"
             )
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise ValueError(f"proofs: count must be a whole number of at least 1, not {count!r}")
