@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -18,7 +19,7 @@ from envs.base import InfraError
 from envs.proofs import agda, confined, coqtop, lean, script, wording
 from envs.proofs.backend import Goal, Reply, Theorem
 from envs.proofs.confined import Job, Limits
-from envs.proofs.coq import CoqBackend
+from envs.proofs.coq import CoqBackend, _Batches
 from envs.proofs.env import Proofs, ProofSteps
 
 SWAP = Theorem("forall p q : Prop , p /\\ q -> q /\\ p")
@@ -140,6 +141,14 @@ def test_many_at_once_are_judged_one_by_one(coq: CoqBackend) -> None:
     right, wrong = (SWAP, PROOF), (SWAP, (*PROOF[:4], "exact h2 ."))
     verdicts = coq.certify([right, (Theorem("1 = 1"), ("reflexivity .",)), wrong, right])
     assert [verdict.proved for verdict in verdicts] == [True, True, False, True]
+
+
+def test_more_proofs_at_once_than_a_batch_takes(coq: CoqBackend) -> None:
+    """The first is checked by itself, and 70 wait meanwhile: two full batches and a rest."""
+    with ThreadPoolExecutor(71) as pool:
+        ask = _Batches(coq.certify).ask
+        verdicts = list(pool.map(lambda n: ask(Theorem(f"{n} + 0 = {n}"), ("reflexivity .",)), range(71)))
+    assert all(verdict.proved for verdict in verdicts)
 
 
 def test_steps_forks_and_errors(coq: CoqBackend) -> None:

@@ -313,7 +313,7 @@ class _Batches:
         with self._guard:
             self._waiting.append(call)
         with self._turn:
-            if call.verdict is None and call.error is None:
+            while call.verdict is None and call.error is None:  # more may wait than one batch takes
                 self._serve()
         if call.error is not None:
             raise call.error
