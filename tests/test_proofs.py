@@ -8,7 +8,6 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -19,7 +18,7 @@ from envs.base import InfraError
 from envs.proofs import agda, confined, coqtop, lean, script, wording
 from envs.proofs.backend import Goal, Reply, Theorem
 from envs.proofs.confined import Job, Limits
-from envs.proofs.coq import CoqBackend, _Batches
+from envs.proofs.coq import CoqBackend, _Batches, _Call
 from envs.proofs.env import Proofs, ProofSteps
 
 SWAP = Theorem("forall p q : Prop , p /\\ q -> q /\\ p")
@@ -144,11 +143,12 @@ def test_many_at_once_are_judged_one_by_one(coq: CoqBackend) -> None:
 
 
 def test_more_proofs_at_once_than_a_batch_takes(coq: CoqBackend) -> None:
-    """The first is checked by itself, and 70 wait meanwhile: two full batches and a rest."""
-    with ThreadPoolExecutor(71) as pool:
-        ask = _Batches(coq.certify).ask
-        verdicts = list(pool.map(lambda n: ask(Theorem(f"{n} + 0 = {n}"), ("reflexivity .",)), range(71)))
-    assert all(verdict.proved for verdict in verdicts)
+    """The turn may come to a proof before which a whole batch waits."""
+    batches = _Batches(coq.certify)
+    before = [_Call(Theorem(f"{n} + 0 = {n}"), ("reflexivity .",)) for n in range(_Batches.MOST + 3)]
+    batches._waiting = list(before)
+    assert not batches.ask(Theorem("0 = 1"), ("reflexivity .",)).proved
+    assert all(call.verdict and call.verdict.proved for call in before)
 
 
 def test_steps_forks_and_errors(coq: CoqBackend) -> None:
