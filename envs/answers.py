@@ -1,38 +1,38 @@
 """Questions with good answers from files: prompt, answer and, where given, written steps; for methods that learn from answers.
 
-Rows of a .json list or a .jsonl file with a question (or prompt), an answer, and optionally steps: the layout of ProsQA, ProntoQA and
-Coconut's GSM8K. Lines of a .txt file in iCoT's layout, `question||step step #### answer` (GSM8K-Aug).
+Rows of any of `envs.rows` with a question (or prompt), an answer, and optionally steps: the layout of ProsQA, ProntoQA and Coconut's
+GSM8K. Lines of a .txt file in iCoT's layout, `question||step step #### answer` (GSM8K-Aug).
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
+from envs import rows
 from envs.base import Grade, SingleTurnEnv, Task
 
 LAYOUTS = "rows need a question (or prompt) and an answer, both text, and may have steps, a list of texts"
 
 
 class Answers(SingleTurnEnv):
-    """train, test: files. share: without a test file, the part of the training file that is held out (its last rows)."""
+    """train, test: files, or hf:NAME:SPLIT. share: without a test file, the part of the training file that is held out (its last rows)."""
 
     description: ClassVar[str] = (
-        "questions with good answers from .json, .jsonl or .txt files (ProsQA, ProntoQA, GSM8K-Aug)"
+        "questions with good answers from files or a Hugging Face dataset (ProsQA, ProntoQA, GSM8K-Aug)"
     )
 
     def __init__(self, train: str, test: str | None = None, share: float = 0.1) -> None:
         if not 0 < share < 1:
             raise ValueError(f"answers: share is {share}, it must lie between 0 and 1")
-        rows = read(train)
+        given = read(train)
         if test is None:
-            kept = len(rows) - max(1, round(share * len(rows)))
-            self._splits = {"train": rows[:kept], "test": rows[kept:]}
+            kept = len(given) - max(1, round(share * len(given)))
+            self._splits = {"train": given[:kept], "test": given[kept:]}
         else:
-            self._splits = {"train": rows, "test": read(test)}
+            self._splits = {"train": given, "test": read(test)}
         for split, tasks in self._splits.items():
             if not tasks:
                 raise ValueError(
@@ -65,40 +65,21 @@ class Answers(SingleTurnEnv):
 
 @lru_cache(maxsize=8)
 def read(path: str) -> tuple[Task, ...]:
-    """Tasks of a file. Raises ValueError, one sentence with the place, for a missing file or a broken row."""
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise ValueError(f"answers: there is no file {path}")
-    text = file.read_text(encoding="utf-8")
-    return tuple(_task(row, place, i) for i, (place, row) in enumerate(_rows(file, text)))
+    """Tasks of a file or dataset. Raises ValueError, one sentence with the place, for a missing file or a broken row."""
+    found = _icot(Path(path).expanduser()) if path.endswith(".txt") else rows.read(path)
+    return tuple(_task(row.value, row.place, i) for i, row in enumerate(found))
 
 
-def _rows(file: Path, text: str) -> Iterator[tuple[str, Any]]:
-    """(place, row)"""
-    if file.suffix == ".json":
-        try:
-            listed = json.loads(text)
-        except ValueError as error:
-            raise ValueError(f"{file} is not JSON ({error})") from None
-        if not isinstance(listed, list):
-            raise ValueError(f"{file} must hold a list of rows; {LAYOUTS}")
-        yield from ((f"{file}, row {i}", row) for i, row in enumerate(listed, 1))
-        return
-    for number, line in enumerate(text.splitlines(), 1):
+def _icot(file: Path) -> Iterator[rows.Row]:
+    for number, line in enumerate(rows.text(file).splitlines(), 1):
         place = f"{file}, line {number}"
         if not line.strip():
             continue
-        if file.suffix == ".txt":
-            question, bars, rest = line.partition("||")
-            steps, sign, answer = rest.partition("####")
-            if not bars or not sign:
-                raise ValueError(f"{place}: expected `question||step step #### answer`")
-            yield place, {"question": question.strip(), "steps": steps.split(), "answer": answer.strip()}
-            continue
-        try:
-            yield place, json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{place} is not JSON ({error})") from None
+        question, bars, rest = line.partition("||")
+        steps, sign, answer = rest.partition("####")
+        if not bars or not sign:
+            raise ValueError(f"{place}: expected `question||step step #### answer`")
+        yield rows.Row(place, {"question": question.strip(), "steps": steps.split(), "answer": answer.strip()})
 
 
 def _task(row: Any, place: str, number: int) -> Task:

@@ -1,8 +1,7 @@
 """Answers that people graded, from files: what reward models learn from, and prompts for the policies that they reward.
 
-Rows of a .json list, a .jsonl or a .csv file, or of all .jsonl files in a folder (RUN/labels, where `posterior label` keeps
-grades). Rows of one prompt and answer are one item, their scores its raters. A row may hold several scores: a list, or a
-column each.
+Rows of any of `envs.rows`: files, a Hugging Face dataset, or RUN/labels, where `posterior label` keeps grades. Rows of one prompt and
+answer are one item, their scores its raters. A row may hold several scores: a list, or a column each.
 
     {"prompt": "...", "answer": "...", "score": 4}            score: score
     {"prompt": "...", "answer": "...", "scores": {"fun": 2}}  score: scores.fun
@@ -11,30 +10,30 @@ column each.
 
 from __future__ import annotations
 
-import csv
-import json
 import math
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, ClassVar
 
+from envs import rows
 from envs.base import Grade, SingleTurnEnv, Task
 
 SPLITS = ("train", "valid", "test")
 
 
 class Graded(SingleTurnEnv):
-    """file: or folder. prompt, answer, score: names of columns, dotted into nested ones; several prompt columns are joined by line breaks,
-    several score columns are raters. written: a file of answers that somebody wrote and nobody graded, with the same prompt and answer
-    columns; all of them are trained on. valid, test: shares of the prompts that are held out, drawn by a hash of the prompt.
+    """file: or folder, or hf:NAME. prompt, answer, score: names of columns, dotted into nested ones; several prompt columns are joined by
+    line breaks, several score columns are raters. written: a file of answers that somebody wrote and nobody graded, with the same prompt
+    and answer columns; all of them are trained on. valid, test: shares of the prompts that are held out, drawn by a hash of the prompt.
 
     Splits: "train", "valid", "test". No prompt of one is in another.
     """
 
     exact: ClassVar[bool] = False
-    description: ClassVar[str] = "answers with scores from people (.json, .jsonl, .csv, or RUN/labels)"
+    description: ClassVar[str] = (
+        "answers with scores from people (.jsonl, .json, .csv, a Hugging Face dataset, or RUN/labels)"
+    )
 
     def __init__(
         self,
@@ -98,7 +97,8 @@ class Graded(SingleTurnEnv):
 def _items(file: str, prompts: tuple[str, ...], answer: str, scores: tuple[str, ...]) -> tuple[Task, ...]:
     """One task for each prompt and answer; without score columns written ones. Raises ValueError naming file and row."""
     found: dict[tuple[str, str], list[float]] = {}
-    for place, row in _rows(Path(file).expanduser()):
+    for given in rows.read(file):
+        place, row = given.place, given.value
         if not isinstance(row, dict):
             raise ValueError(f"{place}: expected columns with names, got {row!r:.60}")
         prompt = "\n".join(_text(_value(row, name, place), name, place) for name in prompts)
@@ -118,39 +118,6 @@ def _items(file: str, prompts: tuple[str, ...], answer: str, scores: tuple[str, 
         for i, ((prompt, text), own) in enumerate(found.items())
         if own or not scores
     )
-
-
-def _rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """(place, row)"""
-    if path.is_dir():
-        files = sorted(path.glob("*.jsonl"))
-        if not files:
-            raise ValueError(f"graded: the folder {path} holds no .jsonl files")
-        for file in files:
-            yield from _rows(file)
-        return
-    if not path.is_file():
-        raise ValueError(f"graded: there is no file {path}")
-    if path.suffix == ".csv":
-        with path.open(encoding="utf-8", newline="") as opened:
-            yield from ((f"{path}, row {i}", row) for i, row in enumerate(csv.DictReader(opened), 2))
-        return
-    text = path.read_text(encoding="utf-8")
-    try:
-        if path.suffix == ".json":
-            listed = json.loads(text)
-            if not isinstance(listed, list):
-                raise ValueError("it holds no list")
-            yield from ((f"{path}, row {i}", row) for i, row in enumerate(listed, 1))
-            return
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON list of rows ({error})") from None
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            try:
-                yield f"{path}, line {number}", json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"{path}, line {number}: not JSON ({error})") from None
 
 
 def _value(row: dict[str, Any], name: str, place: str) -> Any:

@@ -71,11 +71,12 @@ def test_no_prompt_is_in_two_splits_and_written_answers_are_trained_on(tmp_path:
 @pytest.mark.parametrize(
     ("content", "options", "said"),
     [
-        ('[{"prompt": "p", "answer": "a"}]', {}, "row 1: there is no column 'score'; there are: prompt, answer"),
-        ('[{"prompt": "p", "answer": 3, "score": 1}]', {}, "row 1: answer must be text, not int"),
+        ('[{"prompt": "p", "answer": "a"}]', {}, "line 1: there is no column 'score'; there are: prompt, answer"),
+        ('[{"prompt": "p", "answer": 3, "score": 1}]', {}, "line 1: answer must be text, not int"),
         ('[{"prompt": "p", "answer": "a", "score": "good"}]', {}, "score must be a number"),
         ('[{"prompt": "p", "answer": "a", "score": 1e999}]', {}, "not finite"),
-        ('{"prompt": "p"}', {}, "no JSON list"),
+        ('{"prompt": "p"}', {}, "line 1: there is no column 'answer'"),
+        ('[{"prompt": "p"', {}, r"line 1: not valid JSON .*; expected an array of objects"),
         ("[]", {}, "holds no rows"),
         ("[3]", {}, "expected columns"),
         ('[{"prompt": "p", "answer": "a", "score": 1}]', {"valid": 0.5, "test": 0.5}, "leave something to train on"),
@@ -85,8 +86,21 @@ def test_faults_are_named(tmp_path: Path, content: str, options: dict[str, Any],
     (tmp_path / "g.json").write_text(content)
     with pytest.raises(ValueError, match=said):
         Graded(str(tmp_path / "g.json"), **options)
-    with pytest.raises(ValueError, match="there is no file"):
+    with pytest.raises(ValueError, match="no such file; give a "):
         Graded(str(tmp_path / "nothing.json"))
+
+
+def test_a_hugging_face_dataset_and_a_broken_table(tmp_path: Path) -> None:
+    import datasets
+
+    given = {"ask": ["p", "q"], "reply": ["a", "b"], "grades": [{"ann": 1, "bob": 2}, {"ann": 3, "bob": None}]}
+    datasets.Dataset.from_dict(given).save_to_disk(tmp_path / "saved")
+    for source in (str(tmp_path / "saved"), f"hf:{tmp_path / 'saved'}"):
+        env = Graded(source, prompt="ask", answer="reply", score=["grades.ann", "grades.bob"])
+        assert items(env) == {("p", "a"): [1.0, 2.0], ("q", "b"): [3.0]}
+    (tmp_path / "g.csv").write_text('prompt,answer,score\np,"two\nlines",3\nq,one, two,4\n')
+    with pytest.raises(ValueError, match=r"g.csv, line 4: more cells than columns; put text with commas in quotes"):
+        Graded(str(tmp_path / "g.csv"))
 
 
 def test_the_labels_of_two_raters_feed_a_reward_model(tmp_path: Path) -> None:

@@ -223,7 +223,7 @@ def test_files_of_answers(tmp_path: Path) -> None:
     assert env.grade(task, "6").value == 0.0
     broken = tmp_path / "rows.jsonl"
     broken.write_text('{"question": "a", "answer": "b"}\n{"question": "a"\n')
-    with pytest.raises(ValueError, match=r"rows.jsonl, line 2 is not JSON"):
+    with pytest.raises(ValueError, match=r"rows.jsonl, line 2: not valid JSON"):
         Answers(str(broken))
     broken.write_text('{"question": "a"}\n')
     with pytest.raises(ValueError, match=r"rows.jsonl, line 1 lacks a text"):

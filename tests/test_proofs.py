@@ -255,7 +255,7 @@ def test_a_whole_proof_in_a_code_block_and_chat_prompts() -> None:
         ({"prompt": "long"}, "there is no prompt 'long'"),
         ({"cpu_seconds": 0}, "cpu_seconds must be a positive number, not 0"),
         ({"backend": "lean"}, "for lean give a file"),
-        ({"tasks": "lemmas.txt"}, "a .jsonl or .v file, not 'lemmas.txt'"),
+        ({"tasks": "lemmas.txt"}, "or .v file, or hf:NAME, not 'lemmas.txt'"),
     ],
 )
 def test_wrong_arguments_are_one_sentence(args: dict[str, object], why: str) -> None:

@@ -23,13 +23,12 @@ Test code is as untrusted as a candidate: it is read with `ast` here and never r
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from envs import rows
 from envs.base import Task
 from envs.coding import asserts
 
@@ -68,14 +67,14 @@ def load(source: str, train_share: float = 0.8) -> Dataset:
 def _load(source: str, train_share: float, stamp: int) -> Dataset:
     splits: dict[str, list[Task]] = {}
     seen: dict[str, str] = {}
-    for place, split, row in _rows(source):
-        task = task_from_row(row, place)
+    for row in rows.read(source):
+        task = task_from_row(row.value, row.place)
         if task.id in seen:
             raise ValueError(
-                f"{place}: the id {task.id!r} was already used at {seen[task.id]}; give every row its own id"
+                f"{row.place}: the id {task.id!r} was already used at {seen[task.id]}; give every row its own id"
             )
-        seen[task.id] = place
-        splits.setdefault(split or _split_of(task, train_share), []).append(task)
+        seen[task.id] = row.place
+        splits.setdefault(row.split or _split_of(task, train_share), []).append(task)
     if not splits:
         raise ValueError(f"{source}: holds no rows; expected one task per row in a layout of {_LAYOUTS}")
     order = sorted(splits, key=lambda name: (name != "train", name != "test", name))
@@ -269,86 +268,3 @@ def _identifier(row: dict[str, Any], column: str, place: str) -> str:
     if not value.isidentifier():
         raise ValueError(f'{place}: column "{column}" is {value!r}; it must be the name of a function')
     return value
-
-
-# Sources of rows: (place for error messages, split or None, row)
-
-_Row = tuple[str, str | None, Any]
-
-
-def _rows(source: str) -> Iterator[_Row]:
-    if source.startswith("hf:"):
-        return _hugging_face_rows(source.removeprefix("hf:"))
-    path = Path(source)
-    if path.is_dir():
-        return _hugging_face_rows(source)
-    if not path.is_file():
-        raise ValueError(f"{source}: no such file; give a .json or .jsonl file, a saved dataset's folder, or hf:NAME")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise ValueError(f"{source}, line {line}: not UTF-8 text; save the file as UTF-8") from error
-    return _json_array_rows(source, text) if text.lstrip().startswith("[") else _json_lines_rows(source, text)
-
-
-def _json_lines_rows(source: str, text: str) -> Iterator[_Row]:
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        place = f"{source}, line {number}"
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{place}: not valid JSON ({_fault(error)}); write one JSON object per line") from error
-        yield place, None, row
-
-
-def _fault(error: Exception) -> str:
-    """What is wrong within one line; the error's own text would name line 1 of the line."""
-    return f"{error.msg}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
-
-
-def _json_array_rows(source: str, text: str) -> Iterator[_Row]:
-    """Rows of one JSON array, read one by one so that a fault is reported at the line of its row."""
-    decoder = json.JSONDecoder()
-    at = text.index("[") + 1
-    line, counted = 1, 0
-    while True:
-        while at < len(text) and text[at] in " \t\r\n,":
-            at += 1
-        line, counted = line + text.count("\n", counted, at), at
-        place = f"{source}, line {line}"
-        if text[at : at + 1] == "]":
-            return
-        try:
-            row, at = decoder.raw_decode(text, at)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{place}: not valid JSON ({error}); expected an array of objects") from error
-        yield place, None, row
-
-
-def _hugging_face_rows(name: str) -> Iterator[_Row]:
-    """Rows of NAME[:SPLIT], where NAME is a hub id (with /CONFIG as a third part) or a `save_to_disk` folder."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise ValueError(f"hf:{name}: the package `datasets` is missing; run `pip install datasets`") from error
-    name, _, split = name.partition(":")
-    try:
-        if Path(name).is_dir():
-            found = datasets.load_from_disk(name)
-        else:
-            owner_and_name, config = "/".join(name.split("/")[:2]), "/".join(name.split("/")[2:]) or None
-            found = datasets.load_dataset(owner_and_name, config)
-    except Exception as error:  # the library raises many types, for a missing name, a bad config or no network
-        reason = str(error).strip().split("\n")[0]
-        raise ValueError(f"hf:{name}: cannot be loaded ({type(error).__name__}: {reason})") from error
-    parts = dict(found) if isinstance(found, datasets.DatasetDict) else {"": found}
-    if split and split not in parts:
-        raise ValueError(f"hf:{name}: has no split {split!r}; there are: {', '.join(parts)}")
-    for part, rows in parts.items():
-        if split in ("", part):
-            for number, row in enumerate(rows):
-                # A single split is divided further; several are taken as they are.
-                yield f"hf:{name}, {part} row {number}", part if len(parts) > 1 and not split else None, row

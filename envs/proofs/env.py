@@ -112,7 +112,7 @@ class Proving:
 class Proofs(Proving, SingleTurnEnv):
     """Prove a statement; the grade is whether the proof is one.
 
-    tasks: "generated", or a .jsonl or .v file of statements (`envs.proofs.loader`).
+    tasks: "generated", or statements of a .jsonl, .json or .v file or of hf:NAME (`envs.proofs.loader`).
     backend: "coq" (8.16), "agda" (2.6.2, propositional lemmas, a proof is a term) or "lean" (4, your own toolchain, a file of statements).
     families: of generated lemmas to train on; by default all but `held_out`, which are the split "unseen". imp, and, or, neg, iff
         (propositional); add, mul, le, natind (numbers); app, rev, map, len, mem, listind (lists).

@@ -1,8 +1,8 @@
 """Statements from a file, with or without proofs.
 
-    .jsonl   one object a line: {"statement": "forall n : nat, n + 0 = n"}; optional: "id" or "name", "proof", "split", "header" (the same
-             on every line that has one). In place of "statement" also "formal_statement": "theorem name (x : T) : P := by sorry" (the
-             layout of miniF2F's Lean files), whose binders become part of the statement.
+    rows     (`envs.rows`: .jsonl, .json, hf:NAME) {"statement": "forall n : nat, n + 0 = n"}; optional: "id" or "name", "proof", "split",
+             "header" (the same on every row that has one). In place of "statement" also "formal_statement": "theorem name (x : T) : P :=
+             by sorry" (the layout of miniF2F's Lean files), whose binders become part of the statement.
     .v       Coq: what stands before the first Theorem, Lemma, Example, Fact, Remark, Corollary or Proposition is the header; each of these
              gives a statement, and what follows up to "Qed." its proof ("Admitted." and "Abort." give none). A statement may not use
              earlier ones, and sections are not supported.
@@ -12,7 +12,6 @@ Without "split" one statement in five, by a hash of its id, is in "test" and the
 
 from __future__ import annotations
 
-import json
 import re
 import zlib
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from envs import rows
 from envs.proofs.sources import Problem, Source
 
 TEST_SHARE = 5
@@ -35,8 +35,8 @@ class FromFile(Source):
     """Read at first use. Raises ValueError naming file and line."""
 
     def __init__(self, path: str, backend: str) -> None:
-        if Path(path).suffix not in (".jsonl", ".v"):
-            raise ValueError(f'proofs: tasks must be "generated" or a .jsonl or .v file, not {path!r}')
+        if Path(path).suffix not in (".jsonl", ".json", ".v") and not path.startswith("hf:"):
+            raise ValueError(f'proofs: tasks must be "generated", a .jsonl, .json or .v file, or hf:NAME, not {path!r}')
         self.path, self.backend = path, backend
 
     @property
@@ -53,14 +53,10 @@ class FromFile(Source):
 @lru_cache(maxsize=8)
 def _load(path: str, backend: str) -> tuple[str, dict[str, list[Problem]]]:
     """(header, split -> problems, train first)."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"proofs: {path} cannot be read: {error}") from None
-    header, rows = _from_coq(text, path) if path.endswith(".v") else _from_lines(text, path)
+    header, found = _from_coq(rows.text(Path(path)), path) if path.endswith(".v") else _from_rows(path)
     splits: dict[str, list[Problem]] = {}
     seen: set[str] = set()
-    for split, problem in rows:
+    for split, problem in found:
         if problem.id in seen:
             raise ValueError(f"proofs: {path} has the id {problem.id!r} twice")
         seen.add(problem.id)
@@ -70,28 +66,23 @@ def _load(path: str, backend: str) -> tuple[str, dict[str, list[Problem]]]:
     return header, dict(sorted(splits.items(), key=lambda item: item[0] != "train"))
 
 
-def _from_lines(text: str, path: str) -> tuple[str, list[tuple[str, Problem]]]:
+def _from_rows(path: str) -> tuple[str, list[tuple[str, Problem]]]:
     headers: dict[str, None] = {}
-    rows = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
-        where = f"proofs: {path}, line {number}"
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{where}: no JSON ({error})") from None
-        if not isinstance(row, dict):
-            raise ValueError(f"{where}: one object is needed, not {line[:40]!r}")
-        rows.append(_row(row, number, where))
-        if row.get("header"):
-            headers[str(row["header"])] = None
+    found = []
+    for number, row in enumerate(rows.read(path), 1):
+        where = f"proofs: {row.place}"
+        if not isinstance(row.value, dict):
+            raise ValueError(f"{where}: one object is needed, not {row.value!r:.40}")
+        found.append(_row(row, number, where))
+        if row.value.get("header"):
+            headers[str(row.value["header"])] = None
     if len(headers) > 1:
         raise ValueError(f"proofs: {path} has {len(headers)} different headers; give each a file of its own")
-    return next(iter(headers), ""), rows
+    return next(iter(headers), ""), found
 
 
-def _row(row: dict[str, Any], number: int, where: str) -> tuple[str, Problem]:
+def _row(given: rows.Row, number: int, where: str) -> tuple[str, Problem]:
+    row: dict[str, Any] = {name: value for name, value in given.value.items() if value is not None}
     for key in ("statement", "formal_statement", "proof", "split", "header"):
         if key in row and not isinstance(row[key], str):
             raise ValueError(f"{where}: {key} must be text, not {row[key]!r:.40}")
@@ -104,20 +95,20 @@ def _row(row: dict[str, Any], number: int, where: str) -> tuple[str, Problem]:
         statement = _closed(found[2], "∀", where)
     if not statement:
         raise ValueError(f"{where}: a statement is needed")
-    return row.get("split") or _split(name), Problem(name, statement, row.get("proof", ""))
+    return row.get("split") or given.split or _split(name), Problem(name, statement, row.get("proof", ""))
 
 
 def _from_coq(text: str, path: str) -> tuple[str, list[tuple[str, Problem]]]:
     text = re.sub(r"\(\*.*?\*\)", " ", text, flags=re.DOTALL) + "\n"
     first = _STATED.search(text)
-    header, rows, at = text[: first.start()] if first else text, [], first.start() if first else len(text)
+    header, stated, at = text[: first.start()] if first else text, [], first.start() if first else len(text)
     while found := _STATED.search(text, at):
         ended = _PROVEN.match(text, found.end())
         proof = ended[1].strip() if ended and ended[2] in ("Qed", "Defined") else ""
         statement = _closed(found[2], "forall", f"proofs: {path}, {found[1]}")
-        rows.append((_split(found[1]), Problem(found[1], " ".join(statement.split()), proof)))
+        stated.append((_split(found[1]), Problem(found[1], " ".join(statement.split()), proof)))
         at = ended.end() if ended else found.end()
-    return header.strip(), rows
+    return header.strip(), stated
 
 
 def _closed(signature: str, forall: str, where: str) -> str:
