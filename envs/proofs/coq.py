@@ -168,15 +168,10 @@ class CoqBackend(ProofBackend):
         """Run the proof in the warm session; nothing of it stays."""
         try:
             with self._lock:
-                top = self.session(theorem.header)
-                top.goto([_opened(theorem)])
-                done, error = top.send_all([*tactics, "Qed."])
-                if error:
-                    return Verdict(False, f"sentence {done + 1}: {error[:200]}")
-                top.goto([])
-        except Stuck as error:
-            return Verdict(False, str(error))
-        return Verdict(True)
+                done, error = self.session(theorem.header).send([_opened(theorem)], [*tactics, "Qed."])
+        except Stuck as stuck:
+            return Verdict(False, str(stuck))
+        return Verdict(False, f"sentence {done + 1}: {error[:200]}") if error else Verdict(True)
 
     def certify(self, proofs: Sequence[tuple[Theorem, tuple[str, ...]]]) -> list[Verdict]:
         """The check that counts, of proofs under one header."""
@@ -242,9 +237,10 @@ class CoqSession(ProofSession):
         self._backend, self._theorem, self._script = backend, theorem, script
 
     def goals(self) -> Reply:
-        with self._backend.lock:
-            goals, closed = self._stand().goals()
-        return Reply(tuple(goals), closed=closed)
+        try:
+            return self._look()
+        except Stuck as error:  # it passed its limits before
+            raise InfraError(f"a proof that ran before does not now: {error}") from None
 
     def step(self, tactic: str) -> Reply:
         try:
@@ -254,14 +250,12 @@ class CoqSession(ProofSession):
         if len(sentences) > 1:
             return Reply(error="refused: more than one tactic")
         try:
-            with self._backend.lock:
-                error, goals, closed = self._stand().apply(sentences[0])
+            reply = self._look(sentences[0])
         except Stuck as stuck:
             return Reply(error=str(stuck))
-        if error:
-            return Reply(error=error)
-        self._script += (sentences[0],)
-        return Reply(tuple(goals), closed=closed)
+        if not reply.error:
+            self._script += (sentences[0],)
+        return reply
 
     def fork(self) -> CoqSession:
         return CoqSession(self._backend, self._theorem, self._script)
@@ -272,13 +266,11 @@ class CoqSession(ProofSession):
     def verdict(self) -> Verdict:
         return self._backend.check_script(self._theorem, self._script)
 
-    def _stand(self) -> Coqtop:
-        top = self._backend.session(self._theorem.header)
-        try:
-            top.goto([_opened(self._theorem), *self._script])
-        except Stuck as error:  # it passed its limits before
-            raise InfraError(f"a proof that ran before does not now: {error}") from None
-        return top
+    def _look(self, sentence: str | None = None) -> Reply:
+        with self._backend.lock:
+            top = self._backend.session(self._theorem.header)
+            error, goals, closed = top.look([_opened(self._theorem), *self._script], sentence)
+        return Reply(tuple(goals), error, closed)
 
 
 def _opened(theorem: Theorem) -> str:

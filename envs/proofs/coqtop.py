@@ -1,7 +1,7 @@
 """A warm Coq session in the sandbox: sentences in, goals out, and back to any earlier point.
 
-The session stands at a path of sentences. `goto` leads to another path: back to where the two part (`BackTo`, about as quick as a tactic),
-then forward. So a proof's state is its script, and forking one costs nothing.
+The session stands at a path of sentences. To another path it goes back to where the two part (`BackTo`, about as quick as a tactic), then
+forward. So a proof's state is its script, and forking one costs nothing.
 """
 
 from __future__ import annotations
@@ -49,58 +49,52 @@ class Coqtop:
         """The sandbox's outermost process, while it runs."""
         return self._process.pid if self._process else None
 
-    def goto(self, path: Sequence[str]) -> None:
-        """Stand behind these sentences, which have been accepted before (or are ours). Raises Stuck, ValueError if the first,
-        the statement, does not hold water, and InfraError if another now fails."""
+    def send(self, path: Sequence[str], sentences: Sequence[str]) -> tuple[int, str]:
+        """Execute sentences behind a path: (how many were accepted before the first error, its message or "").
+
+        path: sentences that were accepted before, or are ours. All goes to Coq at one go, under the limits of one sentence. Raises
+        Stuck, ValueError if the path's first sentence, the statement, does not hold water, and InfraError if another of it now fails.
+        """
+        before, replies = self._run(path, sentences)
+        self._path.clear()  # who ends a proof leaves no way back into it
+        return _accepted(before, replies)
+
+    def look(self, path: Sequence[str], sentence: str | None = None) -> tuple[str, list[Goal], bool]:
+        """Execute a sentence behind a path, if one is given, and look: (its error message or "", the open goals, whether none is left
+        anywhere). Raises what `send` raises."""
+        before, replies = self._run(path, ["Show."] if sentence is None else [sentence, "Show."])
+        shown, after = replies[-1]
+        if sentence is not None:
+            _, error = _accepted(before, replies[:1])
+            if error:
+                return error, [], False
+            self._path.append((sentence, after))  # behind `Show.`, so that the next sentence follows without a way back
+        return "", read_goals(shown), "No more goals" in shown
+
+    def _run(self, path: Sequence[str], sentences: Sequence[str]) -> tuple[int, list[tuple[str, int]]]:
+        """Go to a path and on from there in one exchange: (the path's state, what each sentence printed and the state behind it)."""
         if self._process is None or self._process.poll() is not None or self._sent > _MOST_SENTENCES:
             self._start()
         common = 0
         while common < min(len(path), len(self._path)) and self._path[common][0] == path[common]:
             common += 1
         target = self._path[common - 1][1] if common else self._base
-        if self._state != target:  # further on, or behind sentences that came after an error
-            self._exchange([f"BackTo {target}."])
-            if self._state != target:  # a sentence was more than one: the session has lost its place
-                self._start()
-                common = 0
-            del self._path[common:]
-        done, error = self.send_all(path[common:])
+        back = [f"BackTo {target}."] if self._state != target else []
+        replies = self._exchange([*back, *path[common:], *sentences])
+        if back and replies[0][1] != target:  # a sentence was more than one: the session has lost its place
+            self._start()
+            return self._run(path, sentences)
+        del self._path[common:]
+        way = replies[len(back) : len(back) + len(path) - common]
+        done, error = _accepted(target, way)
         if error:
             self.close()
             sentence = path[common + done]
             if common + done == 0:
                 raise ValueError(f"proofs: the statement is refused: {sentence[:200]}: {error[:200]}")
             raise InfraError(f"coqtop refuses a sentence that it took before: {sentence[:80]}: {error[:200]}")
-
-    def apply(self, sentence: str) -> tuple[str, list[Goal], bool]:
-        """Execute a sentence here and look: (its error message or "", the open goals, whether none is left anywhere).
-
-        After an error the session stands where it stood. Raises Stuck and InfraError.
-        """
-        before = self._state
-        (out, state), (shown, after) = self._exchange([sentence, "Show."])
-        if state <= before:
-            return error_text(out), [], False
-        self._path.append((sentence, after))  # behind `Show.`, so that the next sentence follows without a way back
-        return "", *_seen(shown)
-
-    def send_all(self, sentences: Sequence[str]) -> tuple[int, str]:
-        """Execute sentences at one go, under the limits of one: (how many were accepted before the first error, its message or "").
-
-        After an error the session stands anywhere; `goto` comes next. Raises Stuck and InfraError.
-        """
-        before = self._state
-        for number, (out, state) in enumerate(self._exchange(sentences)):
-            if state <= before:
-                return number, error_text(out)
-            self._path.append((sentences[number], state))
-            before = state
-        return len(sentences), ""
-
-    def goals(self) -> tuple[list[Goal], bool]:
-        """(open goals, whether none is left anywhere)."""
-        ((shown, _),) = self._exchange(["Show."])
-        return _seen(shown)
+        self._path += [(sentence, state) for sentence, (_, state) in zip(path[common:], way, strict=True)]
+        return way[-1][1] if way else target, replies[len(back) + len(way) :]
 
     def close(self) -> None:
         process, self._process = self._process, None
@@ -120,9 +114,10 @@ class Coqtop:
             self._read(1, 60.0, 600.0)
             inside = psutil.Process(self._process.pid).children(recursive=True)[-1].pid
             self._clock = (~inside << 3) | 2  # the kernel's clock id for another process's CPU time
-            done, error = self.send_all([*self.opening, *_SETUP])
+            opening = (*self.opening, *_SETUP)
+            done, error = _accepted(self._state, self._exchange(opening))
             if error:
-                raise InfraError(f"coqtop refuses {(*self.opening, *_SETUP)[done]}: {error[:300]}")
+                raise InfraError(f"coqtop refuses {opening[done]}: {error[:300]}")
         except Stuck as error:
             raise InfraError(f"coqtop does not start: {error}") from None
         self._base, self._path = self._state, []
@@ -191,8 +186,13 @@ class Coqtop:
         return Stuck(f"the checker ended: {words or code}")
 
 
-def _seen(shown: str) -> tuple[list[Goal], bool]:
-    return read_goals(shown), "No more goals" in shown
+def _accepted(before: int, replies: Sequence[tuple[str, int]]) -> tuple[int, str]:
+    """(how many sentences were accepted before the first error, its message or ""): what is accepted leads to a later state."""
+    for number, (out, state) in enumerate(replies):
+        if state <= before:
+            return number, error_text(out)
+        before = state
+    return len(replies), ""
 
 
 def error_text(out: str) -> str:
