@@ -51,6 +51,12 @@ def interval(values: Sequence[float]) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
+def over_seeds(name: str, values: Sequence[float], unit: str = "", **more: Any) -> list[Measure]:
+    """`interval` as NAME, NAME_low and NAME_high. more: of the first, its target for example."""
+    mean, low, high = interval(values)
+    return [Measure(name, mean, unit, **more), Measure(f"{name}_low", low, unit), Measure(f"{name}_high", high, unit)]
+
+
 def main(
     description: str | None, run: Callable[[argparse.Namespace], list[Measure]], *options: tuple[str, dict[str, Any]]
 ) -> int:

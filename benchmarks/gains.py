@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import Measure, interval, main
+from benchmarks.common import Measure, main, over_seeds
 from benchmarks.runs import chain, train
 
 STUDIES: dict[str, tuple[float, dict[str, tuple[str, dict[str, Any]]]]] = {
@@ -55,12 +55,6 @@ def run(args: argparse.Namespace) -> list[Measure]:
         found = {arm: [one(args.study, arm, seed, folder, args.quick) for seed in seeds] for arm in arms}
     out: list[Measure] = []
 
-    def add(name: str, values: list[float], unit: str, target: float | None = None) -> None:
-        mean, low, high = interval(values)
-        out.extend(
-            [Measure(name, mean, unit, target=target), Measure(f"{name}_low", low), Measure(f"{name}_high", high)]
-        )
-
     def success(when: str, results: list[dict[str, Any]], split: str) -> list[float]:
         return [100 * result[when][split]["pass@1"] for result in results]
 
@@ -70,12 +64,13 @@ def run(args: argparse.Namespace) -> list[Measure]:
 
     for arm, results in found.items():
         for split in results[0]["final"]:
-            add(f"{arm}_{split}_before", success("baseline", results, split), "%")
-            add(f"{arm}_{split}_after", success("final", results, split), "%")
-            add(f"{arm}_{split}_gain", gains(results, split), "points", target if split == "test" else None)
+            out += over_seeds(f"{arm}_{split}_before", success("baseline", results, split), "%")
+            out += over_seeds(f"{arm}_{split}_after", success("final", results, split), "%")
+            goal = target if split == "test" else None
+            out += over_seeds(f"{arm}_{split}_gain", gains(results, split), "points", target=goal)
             if arm != arms[0]:
                 paired = zip(gains(results, split), gains(found[arms[0]], split), strict=True)
-                add(f"{arm}_minus_{arms[0]}_{split}_gain", [a - b for a, b in paired], "points")
+                out += over_seeds(f"{arm}_minus_{arms[0]}_{split}_gain", [a - b for a, b in paired], "points")
         longest = max(result["seconds"] for result in results)
         out.append(Measure(f"{arm}_longest_training", longest, "s", target=LONGEST, at_most=True))
     return out

@@ -39,7 +39,7 @@ from actors.types import Group, SamplingParams
 from actors.update import OptimiserConfig, Updater
 from algorithms.episodes import live_episodes
 from algorithms.hybrid_agent import action_metrics
-from benchmarks.common import Measure, interval, main
+from benchmarks.common import Measure, interval, main, over_seeds
 from envs.base import Env, Task
 from envs.registry import make
 from models.causal import battery
@@ -245,9 +245,8 @@ def measures(parts: dict[tuple[str, int], dict[str, Any]], args: argparse.Namesp
             f"{method:<11} {before:>10.3f}  {'{:.3f} [{:.3f}, {:.3f}]'.format(*greedy):<22} "
             f"{'{:.3f} [{:.3f}, {:.3f}]'.format(*sampled):<22} {actions:>8.1f} {actions / turns:>7.2f} {flops:>9.2e}"
         )
-        for kind, value in (("greedy", greedy), ("sampled", sampled)):
-            for what, number in zip(("", "_low", "_high"), value, strict=True):
-                out.append(Measure(f"success_{kind}_{method}{what}", number))
+        for kind in ("greedy", "sampled"):
+            out += over_seeds(f"success_{kind}_{method}", final[f"{kind}/success"])
         out.append(Measure(f"success_warm_{method}", float(before)))
         out.append(Measure(f"actions_{method}", float(actions), "a episode"))
         out.append(Measure(f"flops_{method}", float(flops)))
@@ -256,9 +255,8 @@ def measures(parts: dict[tuple[str, int], dict[str, Any]], args: argparse.Namesp
     if {"hybrid", "token_cot"} <= set(args.methods):
         pairs = [(parts["hybrid", s]["final"], parts["token_cot", s]["final"]) for s in args.seeds]
         for kind in ("greedy", "sampled"):
-            gain = interval([a[f"{kind}/success"] - b[f"{kind}/success"] for a, b in pairs])
-            for what, number in zip(("", "_low", "_high"), gain, strict=True):
-                out.append(Measure(f"gain_{kind}{what}", number, target=None if what else 0.0))
+            gains = [a[f"{kind}/success"] - b[f"{kind}/success"] for a, b in pairs]
+            out += over_seeds(f"gain_{kind}", gains, target=0.0)
         share = float(np.mean([a["sampled/mean"] / b["sampled/mean"] for a, b in pairs]))
         out.append(Measure("actions_share", share, target=0.5, at_most=True))
     return out

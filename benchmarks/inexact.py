@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ import torch
 from actors.types import Group, SamplingParams
 from algorithms.base import Context
 from algorithms.neuralese_sft import NeuraleseSFT, NeuraleseSFTConfig
-from benchmarks.common import Measure, interval, main
+from benchmarks.common import Measure, main, over_seeds
 from envs.base import Task
 from envs.punchline import Punchline
 from models.causal import battery
@@ -174,18 +174,12 @@ def run(args: argparse.Namespace) -> list[Measure]:
     ]
     for way, first in found[0].items():
         for name in first:
-            mean, low, high = interval([seed[way][name] for seed in found])
-            out += [
-                Measure(f"{way}_{name}", mean),
-                Measure(f"{way}_{name}_low", low),
-                Measure(f"{way}_{name}_high", high),
-            ]
+            out += over_seeds(f"{way}_{name}", [seed[way][name] for seed in found])
     for other in (way for way in args.ways if way != "neuralese" and "neuralese" in args.ways):
         for name in ("logprob", "gold"):
-            mean, low, high = interval([seed["neuralese"][name] - seed[other][name] for seed in found])
-            out.append(Measure(f"neuralese_minus_{other}_{name}", mean))
-            out.append(Measure(f"neuralese_minus_{other}_{name}_low", low, target=0.0))
-            out.append(Measure(f"neuralese_minus_{other}_{name}_high", high))
+            gains = [seed["neuralese"][name] - seed[other][name] for seed in found]
+            mean, low, high = over_seeds(f"neuralese_minus_{other}_{name}", gains)
+            out += [mean, replace(low, target=0.0), high]
     return out
 
 

@@ -41,7 +41,7 @@ from actors.update import OptimiserConfig, Updater
 from algorithms.base import Context
 from algorithms.latent_flow import LatentFlow, LatentFlowConfig
 from algorithms.neuralese_sft import NeuraleseSFT, NeuraleseSFTConfig
-from benchmarks.common import Measure, interval, main
+from benchmarks.common import Measure, main, over_seeds
 from envs.base import Task
 from envs.pointer_chase import PointerChase
 from models.causal import intervene
@@ -305,16 +305,13 @@ def measure(args: argparse.Namespace) -> list[Measure]:
         for figure in ("accuracy", "transplant", "follows", "cosine", "logp_gain", "step", "oracle", "surrogate"):
             if figure not in runs[0]:
                 continue
-            mean, low, high = interval([float(np.mean(run[figure])) for run in runs])
+            values = [float(np.mean(run[figure])) for run in runs]
             if name == "no_thought" and figure == "accuracy":
-                baseline = mean
-            out.append(Measure(f"{name}_{figure}", mean, baseline=baseline if figure == "accuracy" else None))
+                baseline = float(np.mean(values))
+            spread = over_seeds(f"{name}_{figure}", values, baseline=baseline if figure == "accuracy" else None)
+            out += spread if figure == "accuracy" else spread[:1]
             if figure == "accuracy":
-                out += [Measure(f"{name}_accuracy_low", low), Measure(f"{name}_accuracy_high", high)]
-                deepest = interval([run[figure][-1] for run in runs])
-                out += [
-                    Measure(f"{name}_deepest{end}", x) for end, x in zip(("", "_low", "_high"), deepest, strict=True)
-                ]
+                out += over_seeds(f"{name}_deepest", [run[figure][-1] for run in runs])
                 out += [
                     Measure(f"{name}_accuracy_hops{h + 1}", float(np.mean([run[figure][h] for run in runs])))
                     for h in range(setting.hops)

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import Measure, interval, main
+from benchmarks.common import Measure, main, over_seeds
 from benchmarks.picture import Line, picture
 from benchmarks.runs import chain, train
 from posterior.rundir import RunDir
@@ -129,20 +129,18 @@ def measures(found: Mapping[str, list[Curve]]) -> list[Measure]:
     seeds = range(len(found[first]))
     least = [max(0.0, min(float((c[s].proxy - c[s].proxy[0]).max()) for c in found.values())) for s in seeds]
 
-    def add(name: str, values: list[float]) -> None:
-        for ending, value in zip(("", "_low", "_high"), interval(values), strict=True):
-            out.append(Measure(f"{name}{ending}", value))
-
     for arm, curves in found.items():
-        add(f"{arm}_proxy_gain", [float(c.proxy[-1] - c.proxy[0]) for c in curves])
-        add(f"{arm}_gold_start", [float(c.gold[0]) for c in curves])
-        add(f"{arm}_gold_peak", [float(c.gold[c.peak]) for c in curves])
-        add(f"{arm}_gold_end", [float(c.gold[-1]) for c in curves])
-        add(f"{arm}_kl_end", [float(c.kl[-1]) for c in curves])
+        out += over_seeds(f"{arm}_proxy_gain", [float(c.proxy[-1] - c.proxy[0]) for c in curves])
+        out += over_seeds(f"{arm}_gold_start", [float(c.gold[0]) for c in curves])
+        out += over_seeds(f"{arm}_gold_peak", [float(c.gold[c.peak]) for c in curves])
+        out += over_seeds(f"{arm}_gold_end", [float(c.gold[-1]) for c in curves])
+        out += over_seeds(f"{arm}_kl_end", [float(c.kl[-1]) for c in curves])
         if arm != first:
             before = [float(c.gold[-1]) for c in found[first]]
-            add(f"{arm}_minus_{first}_gold_end", [float(c.gold[-1]) - b for c, b in zip(curves, before, strict=True)])
-        add(f"{arm}_gap", [level - c.gold_gained(level) for c, level in zip(curves, least, strict=True)])
+            out += over_seeds(
+                f"{arm}_minus_{first}_gold_end", [float(c.gold[-1]) - b for c, b in zip(curves, before, strict=True)]
+            )
+        out += over_seeds(f"{arm}_gap", [level - c.gold_gained(level) for c, level in zip(curves, least, strict=True)])
         fell = [c for c in curves if c.gold[c.peak] - c.gold[-1] > PEAK]
         out.append(Measure(f"{arm}_gold_falls", len(fell), f"of {len(curves)} seeds"))
         out.append(Measure(f"{arm}_alarms", sum(c.alarm is not None for c in curves), f"of {len(curves)} seeds"))

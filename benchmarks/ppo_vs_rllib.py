@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.common import Measure, interval, main
+from benchmarks.common import Measure, main, over_seeds
 from benchmarks.picture import Line, picture, stacked
 from benchmarks.ppo_contest import MAKERS, STAGES, Contestant, Curve, compete, first_values, work
 from benchmarks.ppo_worlds import World, long_texts, ring, ring_values, texts
@@ -108,10 +108,7 @@ def measures(world: World, found: dict[str, Outcome]) -> list[Measure]:
     out = [Measure(f"{world.name}_optimum", world.best, "return"), Measure(f"{world.name}_batch", samples, "samples")]
 
     def add(name: str, values: Sequence[float], unit: str, **more: Any) -> None:
-        mean, low, high = interval(values)
-        out.append(Measure(f"{world.name}_{name}", mean, unit, **more))
-        out.append(Measure(f"{world.name}_{name}_low", low, unit))
-        out.append(Measure(f"{world.name}_{name}_high", high, unit))
+        out.extend(over_seeds(f"{world.name}_{name}", values, unit, **more))
 
     def seconds(curve: Curve) -> float:
         return float(np.median(curve.seconds)) / samples
