@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from typing import IO
 
@@ -43,16 +44,18 @@ def start(
     )
 
 
-def end(process: subprocess.Popen[bytes], patience: float = PATIENCE) -> None:
-    """Ask the run to end with a checkpoint, as Ctrl-C does; kill it if it does not within `patience` seconds."""
-    if process.poll() is not None:
-        return
-    process.send_signal(signal.SIGINT)
-    try:
-        process.communicate(timeout=patience)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.communicate()
+def end(*processes: subprocess.Popen[bytes], patience: float = PATIENCE) -> None:
+    """Ask runs to end with a checkpoint, as Ctrl-C does; kill those that do not within `patience` seconds."""
+    going = [process for process in processes if process.poll() is None]
+    for process in going:
+        process.send_signal(signal.SIGINT)
+    until = time.monotonic() + patience
+    for process in going:
+        try:
+            process.communicate(timeout=max(0.0, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
 
 
 def failure(run: RunDir, out: bytes, code: int, log: str) -> str:

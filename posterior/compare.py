@@ -6,7 +6,8 @@
     OUT/result.json      all figures                      OUT/table.md         for people
     OUT/compare.csv      one line a run                   OUT/report.html      the tables, and all runs over each other
 
-Runs follow one another, each in a process of its own: a run that breaks takes nothing with it, and its sentence stands in the table.
+Runs are processes of their own, one after another or `concurrent` at once: a run that breaks takes nothing with it, and its sentence stands
+in the table.
 What happened is read from the run directories: `posterior resume OUT`, or the same command again, does what is left.
 """
 
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import fcntl
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from posterior import launch
 from posterior.cluster import sigterm_as_ctrl_c
 from posterior.compare_config import RECORD, CompareConfig, ComparePlan, compute
 from posterior.compare_read import Facts, choose, figures, read
-from posterior.compare_run import Job, prepare, run_to_end
+from posterior.compare_run import Job, prepare, run_all
 from posterior.compare_table import lead, markdown, write_csv
 from posterior.config_load import ConfigError, Resolved, dump, load
 from posterior.report import write_report
@@ -49,6 +50,8 @@ class CompareDir:
         if out is not None and (out.expanduser() / RECORD).is_file():
             before = cls.open(out)
             if before._same(plan):
+                before.config.concurrent = plan.config.concurrent
+                before.save()
                 return before
             raise FileExistsError(
                 f"{before.path} holds a comparison that was planned differently: choose another --out, or continue that one with "
@@ -98,7 +101,7 @@ class CompareDir:
         return bool(self.plan.points) and arm in self.chosen and self.chosen[arm] is None
 
     def _same(self, plan: ComparePlan) -> bool:
-        mine, new = (p.config.model_dump(mode="json") for p in (self.plan, plan))
+        mine, new = (p.config.model_dump(mode="json", exclude={"concurrent"}) for p in (self.plan, plan))
         return plain(mine) == plain(new) and all(
             self.plan.arms[name].config == resolved.config for name, resolved in plan.arms.items()
         )
@@ -149,39 +152,46 @@ def _run(found: CompareDir) -> dict[str, Any]:
 def _train(found: CompareDir) -> None:
     """All runs that are not finished yet, the sweep's first."""
     tuning = found.config.tuning
-    total = len(found.plan.points) * len(found.config.arms) + len(found.compared())
-    number = 0
-    for arm in found.config.arms:
-        for job in found.sweep(arm):
-            number += 1
-            if found.chosen.get(arm) is None:
-                _one(found, job, f"{number} of {total}")
-        if found.plan.points and found.chosen.get(arm) is None:
-            best = choose(_facts(found, found.sweep(arm), str(tuning.split)), str(tuning.metric))
-            found.chosen[arm] = None if best is None else dict(best.job.values)
-            found.save()
-            say(f"{arm}: tuned to {found.chosen[arm]}" if best else f"{arm}: no run of its sweep has finished")
-    for job in found.compared():
-        number += 1
-        if not found.unable(job.arm):
-            _one(found, job, f"{number} of {total}")
+    open_arms = [arm for arm in found.config.arms if found.plan.points and found.chosen.get(arm) is None]
+    swept = len(found.plan.points) * len(found.config.arms)
+    total = swept + len(found.compared())
+    sweep = [job for arm in open_arms for job in found.sweep(arm)]
+    _run_jobs(found, sweep, swept - len(sweep), total)
+    for arm in open_arms:
+        best = choose(_facts(found, found.sweep(arm), str(tuning.split)), str(tuning.metric))
+        found.chosen[arm] = None if best is None else dict(best.job.values)
+        found.save()
+        say(f"{arm}: tuned to {found.chosen[arm]}" if best else f"{arm}: no run of its sweep has finished")
+    _run_jobs(found, [job for job in found.compared() if not found.unable(job.arm)], swept, total)
 
 
-def _one(found: CompareDir, job: Job, place: str) -> None:
-    """Train one run to its end; a failure is recorded in its folder, and the next one's turn comes."""
-    run = found.run(job)
-    if run.read_result().get("status") == "finished":
-        return
-    prepare(job, found.arm(job.arm), run.path)
-    say(f"run {place}: {job.name}")
-    failure = run_to_end(run, found.plan.arms[job.arm].config.train.steps)
-    if failure:
-        say(f"  {job.name} failed: {failure}")
-        return
-    tuning = found.config.tuning
-    metric = str(tuning.metric) if job.tuning else found.config.metrics[0]
-    value = read(job, run, str(tuning.split if job.tuning else found.config.split)).mean(metric)
-    say(f"  {job.name}: {metric} {'not measured' if value is None else round(value, 3)}")
+def _run_jobs(found: CompareDir, jobs: Sequence[Job], before: int, total: int) -> None:
+    """Train each that is not finished to its end; a failure is recorded in its folder, and the next one's turn comes.
+
+    before, total: how many runs of the comparison were there before these, and are there in all.
+    """
+    of: dict[Path, Job] = {}
+
+    def queue() -> Iterator[tuple[RunDir, int]]:
+        for number, job in enumerate(jobs, start=before + 1):
+            run = found.run(job)
+            if run.read_result().get("status") == "finished":
+                continue
+            prepare(job, found.arm(job.arm), run.path)
+            of[run.path] = job
+            say(f"run {number} of {total}: {job.name}")
+            yield run, found.plan.arms[job.arm].config.train.steps
+
+    def done(run: RunDir, failure: str) -> None:
+        job, config = of[run.path], found.config
+        if failure:
+            say(f"  {job.name} failed: {failure}")
+            return
+        metric = str(config.tuning.metric) if job.tuning else config.metrics[0]
+        value = read(job, run, str(config.tuning.split if job.tuning else config.split)).mean(metric)
+        say(f"  {job.name}: {metric} {'not measured' if value is None else round(value, 3)}")
+
+    run_all(queue(), found.config.concurrent, done)
 
 
 def _facts(found: CompareDir, jobs: list[Job], split: str) -> list[Facts]:

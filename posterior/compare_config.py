@@ -91,6 +91,8 @@ class CompareConfig(Section):
     """Edges of p_0(y*|x), how likely the good answer was before training, between which gains are told apart."""
     bootstrap: PositiveInt = 2000
     """Draws of the intervals."""
+    concurrent: PositiveInt = 1
+    """Runs at once, of one machine's processors; more than one only where compute is matched by train.flops, not by a clock."""
 
     @model_validator(mode="after")
     def _in_order(self) -> CompareConfig:
@@ -223,6 +225,11 @@ def _check(config: CompareConfig, arms: Mapping[str, RunConfig], given: Mapping[
                 )
         if config.tuning.set and config.tuning.metric not in PLAYED and not run.eval.thoughts:
             raise ConfigError(f"arm {name}: tuning.metric {config.tuning.metric} needs eval.thoughts, which is 0")
+    if config.concurrent > 1 and any(run.train.seconds for run in arms.values()):
+        raise ConfigError(
+            f"{_place(given, 'concurrent')}: with concurrent {config.concurrent} a run's train.seconds would count the time that others "
+            "take from it; match compute by train.flops (train.seconds=null), or leave concurrent at 1"
+        )
     for metric in config.metrics if ("metrics",) in given else ():
         if metric not in PLAYED and not any(run.eval.thoughts for run in arms.values()):
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""The runs of a comparison: each a whole run directory, and `posterior resume` on it in a process of its own, one after another."""
+"""The runs of a comparison: each a whole run directory, and `posterior resume` on it in a process of its own."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import json
 import re
 import subprocess
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -54,29 +54,52 @@ def prepare(job: Job, arm: Path, folder: Path) -> RunDir:
     return run
 
 
-def run_to_end(run: RunDir, steps: int) -> str:
-    """Start or continue a run and wait for its end; why it failed, "" if it did not. Ctrl-C ends it with a checkpoint.
+class Started:
+    """A run that goes on in a process of its own."""
 
-    Raises KeyboardInterrupt also if somebody interrupted the run itself.
+    def __init__(self, run: RunDir, steps: int) -> None:
+        self.run, self.steps = run, steps
+        with open(run.path / LOG, "ab") as log:
+            self.process = child.start(["resume", str(run.path)], log=log)
+        self._told = time.monotonic()
+
+    def ended(self) -> str | None:
+        """Wait for a moment; None while it goes on, else why it failed, "" if it did not.
+
+        Raises KeyboardInterrupt if somebody interrupted the run itself.
+        """
+        try:
+            out = self.process.communicate(timeout=POLL)[0]
+        except subprocess.TimeoutExpired:
+            if time.monotonic() - self._told > LINE_SECONDS:
+                self._told = time.monotonic()
+                say(f"  {progress(self.run, self.steps)}")
+            return None
+        failure = child.failure(self.run, out, self.process.returncode, LOG)
+        if not failure and self.run.read_result().get("status") != "finished":
+            raise KeyboardInterrupt
+        return failure
+
+
+def run_all(queue: Iterator[tuple[RunDir, int]], concurrent: int, done: Callable[[RunDir, str], None]) -> None:
+    """Start or continue the runs of a queue, so many at once, until all have ended. Ctrl-C ends each with a checkpoint.
+
+    queue: runs with their number of steps; a run is asked for when there is room for it. done: hears of each that ended, and why it
+    failed ("" if it did not).
     """
-    with open(run.path / LOG, "ab") as log:
-        process = child.start(["resume", str(run.path)], log=log)
-    told = time.monotonic()
+    going: list[Started] = []
     try:
         while True:
-            with suppress(subprocess.TimeoutExpired):
-                out = process.communicate(timeout=POLL)[0]
-                break
-            if time.monotonic() - told > LINE_SECONDS:
-                told = time.monotonic()
-                say(f"  {progress(run, steps)}")
+            going += [Started(*asked) for asked in islice(queue, concurrent - len(going))]
+            if not going:
+                return
+            for started in list(going):
+                if (failure := started.ended()) is not None:
+                    going.remove(started)
+                    done(started.run, failure)
     except BaseException:
-        child.end(process)
+        child.end(*(started.process for started in going))
         raise
-    failure = child.failure(run, out, process.returncode, LOG)
-    if not failure and run.read_result().get("status") != "finished":
-        raise KeyboardInterrupt
-    return failure
 
 
 def progress(run: RunDir, steps: int) -> str:

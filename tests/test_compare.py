@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import signal
-from collections.abc import Sequence
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,7 +24,7 @@ from models.trace import Trace
 from posterior.compare import CompareDir, _alone, _outcome, compare, resume
 from posterior.compare_config import compute, load_comparison
 from posterior.compare_read import choose, read
-from posterior.compare_run import Job, prepare
+from posterior.compare_run import Job, prepare, run_all
 from posterior.compare_table import Table
 from posterior.config_load import ConfigError, load
 from posterior.rundir import RunDir
@@ -243,15 +244,16 @@ def test_runs_follow_one_another_past_failures_and_go_on_after_ctrl_c(
     asked: list[str] = []
     ill, interrupt = {"jepo-lr=0.1-seed1000", "sft-seed0"}, {"jepo-seed0"}
 
-    def pretend(run: RunDir, steps: int) -> str:
-        asked.append(run.path.name)
-        if run.path.name in interrupt:
-            raise KeyboardInterrupt
-        fails = run.path.name in ill
-        leave(run, load(run.config).config.train.optimiser.lr, 0.1, status="failed" if fails else "finished")
-        return "it broke" if fails else ""
+    def pretend(queue: Iterator[tuple[RunDir, int]], concurrent: int, done: Callable[[RunDir, str], None]) -> None:
+        for run, _ in queue:
+            asked.append(run.path.name)
+            if run.path.name in interrupt:
+                raise KeyboardInterrupt
+            fails = run.path.name in ill
+            leave(run, load(run.config).config.train.optimiser.lr, 0.1, status="failed" if fails else "finished")
+            done(run, "it broke" if fails else "")
 
-    monkeypatch.setattr("posterior.compare.run_to_end", pretend)
+    monkeypatch.setattr("posterior.compare.run_all", pretend)
     monkeypatch.setattr("posterior.compare._check", lambda arms: None)
     plan = load_comparison(
         write(tmp_path, seeds=[0, 1], tuning={"set": {"train.optimiser.lr": [0.01, 0.1]}}, bootstrap=20)
@@ -277,14 +279,69 @@ def test_runs_follow_one_another_past_failures_and_go_on_after_ctrl_c(
     assert asked == []
 
 
+class Process:
+    """Stands for a run's process: it ends at the second look, or when it is asked to."""
+
+    def __init__(self, run: RunDir, events: list[str], code: int) -> None:
+        self.name, self.run, self.events, self.looks = run.path.name, run, events, 0
+        self.returncode = code
+        events.append(f"start {self.name}")
+
+    def poll(self) -> int | None:
+        return self.returncode if self.looks > 1 else None
+
+    def communicate(self, timeout: float) -> tuple[bytes, None]:
+        self.looks += 1
+        if self.looks < 2:
+            raise subprocess.TimeoutExpired("run", timeout)
+        self.run.write_result({"status": "finished"})
+        self.events.append(f"end {self.name}")
+        return b'{"ok": true, "status": "finished"}', None
+
+    def send_signal(self, number: int) -> None:
+        assert number == signal.SIGINT
+        self.events.append(f"ask {self.name}")
+
+
+def test_so_many_runs_go_on_at_once_and_all_are_asked_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = {name: RunDir.create(name, tmp_path / name) for name in "abcd"}
+    events: list[str] = []
+    monkeypatch.setattr(
+        "posterior.compare_run.child.start", lambda words, log: Process(RunDir(Path(words[1])), events, 0)
+    )
+    ended: list[str] = []
+    run_all(((run, 5) for run in runs.values()), 2, lambda run, failure: ended.append(f"{run.path.name}{failure}"))
+    assert ended == ["a", "b", "c", "d"]
+    assert events == [f"{what} {name}" for pair in ("ab", "cd") for what in ("start", "end") for name in pair]
+    events.clear()
+
+    def stop(run: RunDir, failure: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_all(((run, 5) for run in runs.values()), 3, stop)
+    # a was the first to end; c had been looked at as often as it had not
+    assert events[:5] == ["start a", "start b", "start c", "end a", "ask b"]
+    assert "ask c" in events
+    assert "start d" not in events
+
+
+def test_a_clock_cannot_match_runs_that_share_processors(tmp_path: Path) -> None:
+    path = write(tmp_path, seeds=[0], concurrent=2)
+    assert load_comparison(path, ["train.flops=1e9"]).config.concurrent == 2
+    with pytest.raises(ConfigError, match=r"with concurrent 2 .*match compute by train\.flops"):
+        load_comparison(path, ["train.seconds=5"])
+
+
 def test_a_comparison_without_one_finished_run_fails_with_the_first_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(run: RunDir, steps: int) -> str:
-        leave(run, 0.0, 0.0, status="failed")
-        return "it broke"
+    def fail(queue: Iterator[tuple[RunDir, int]], concurrent: int, done: Callable[[RunDir, str], None]) -> None:
+        for run, _ in queue:
+            leave(run, 0.0, 0.0, status="failed")
+            done(run, "it broke")
 
-    monkeypatch.setattr("posterior.compare.run_to_end", fail)
+    monkeypatch.setattr("posterior.compare.run_all", fail)
     monkeypatch.setattr("posterior.compare._check", lambda arms: None)
     with pytest.raises(RunFailed, match=r"no run of the comparison .* has finished .*the first: it broke"):
         compare(load_comparison(write(tmp_path, seeds=[0])), tmp_path / "out")
@@ -307,6 +364,9 @@ def test_the_same_command_goes_on_and_another_one_is_refused(tmp_path: Path) -> 
     first.chosen = {"sft": {"a": 1}}
     first.save()
     assert CompareDir.create(load_comparison(path), tmp_path / "out").chosen == first.chosen
+    # how many run at once may change
+    assert CompareDir.create(load_comparison(path, ["concurrent=2"]), tmp_path / "out").config.concurrent == 2
+    assert CompareDir.open(tmp_path / "out").config.concurrent == 2
     for words in (["seeds=[0,1]"], ["train.steps=3"]):
         with pytest.raises(FileExistsError, match="planned differently"):
             CompareDir.create(load_comparison(path, words), tmp_path / "out")
