@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from models.forward import ModelForward, collate, make_view, score_traces
-from models.loading import ModelError, load_role, load_tokenizer, stop_ids
+from models.loading import ModelError, classifier_padding, load_role, load_tokenizer, stop_ids
 from models.roles import REWARD_NOTES, Template
 from models.trace import Kind, Trace
 
@@ -43,7 +43,8 @@ class Labels(NamedTuple):
 class LearnedReward:
     """folders: of the trunks, the first one holds `REWARD_NOTES`. weight: of the score in the reward. bound: standard deviations of the
     ensemble that are taken off its mean. sees: "answer" hides thoughts, "trace" shows them. fresh: answers of the newest policy that people
-    grade every `every` versions, by the component `rater` of the environment's grade; 0 for none."""
+    grade every `every` versions, by the component `rater` of the environment's grade; 0 for none. padding: a token that is passed over at
+    the end of what is read, as sequence classifiers do."""
 
     folders: tuple[str, ...]
     outputs: int
@@ -55,10 +56,14 @@ class LearnedReward:
     fresh: int = 0
     every: int = 10
     rater: str | None = None
+    padding: int | None = None
 
     @classmethod
     def read(cls, folder: str, weight: float, bound: float, sees: Literal["answer", "trace"]) -> LearnedReward:
-        """Of a reward model's folder. Raises ModelError if it is none."""
+        """Of a reward model's folder: ours, or a sequence classifier with one label, such as TRL's RewardTrainer saves, whose scores are
+        taken as they are. Raises ModelError if it is none."""
+        if (padding := classifier_padding(folder)) is not None:
+            return cls((folder,), 1, 0.0, 1.0, weight, bound, sees, padding=padding)
         file = Path(folder) / REWARD_NOTES
         try:
             notes = json.loads(file.read_text())
@@ -145,7 +150,10 @@ class RewardScorer:
 
     @property
     def _template(self) -> Template | None:
-        return without_thought if self.reward.sees == "answer" else None
+        hidden, padding = self.reward.sees == "answer", self.reward.padding
+        if padding is None:
+            return without_thought if hidden else None
+        return partial(_unpadded, hidden=hidden, padding=padding)
 
     def gains(self, traces: Sequence[Trace], texts: Sequence[str], rounds: int = 0) -> dict[str, float]:
         """By what each text behind the answers raises their mean score, and under "" what saying the answer twice does: is the judge swayed
@@ -196,6 +204,13 @@ def _told(trace: Trace, ends: set[int], *, hide_thought: bool) -> tuple[list[int
 def without_thought(trace: Trace) -> list[np.ndarray]:
     """A trace as a reward model reads it when the thought is hidden: prompts, observations and what was said, in order."""
     return [trace.where(Kind.CONTEXT, Kind.ACTION, Kind.TARGET)]
+
+
+def _unpadded(trace: Trace, *, hidden: bool, padding: int) -> list[np.ndarray]:
+    """What is read of a trace, up to the last token that is no padding."""
+    at = without_thought(trace)[0] if hidden else np.arange(len(trace))
+    told = np.flatnonzero(trace.token[at] != padding)
+    return [at[: int(told[-1]) + 1 if len(told) else 1]]
 
 
 def _last(values: np.ndarray) -> np.ndarray:

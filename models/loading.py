@@ -188,6 +188,9 @@ def load_role(
             from safetensors.torch import load_file
 
             linear.load_state_dict(load_file(saved))
+        elif head == "scalar" and classifier_padding(path) is not None:
+            with torch.no_grad():
+                linear.weight.copy_(_classifier_head(path, trust_remote_code))
     if lora is not None:
         from peft import LoraConfig, get_peft_model
 
@@ -202,6 +205,35 @@ def load_role(
             ),
         )
     return RoleModel(lm, linear, packs, mind, Gradient.parse(grad))
+
+
+def classifier_padding(path: str) -> int | None:
+    """The padding token of a folder that holds a sequence classifier, such as TRL's RewardTrainer saves; None of any other folder.
+
+    Such a model reads a sequence up to its last token that is no padding (-1 where it has none). Raises ModelError if it has several
+    labels.
+    """
+    file = Path(path) / "config.json"
+    if not file.is_file():
+        return None
+    config = load_config(path)
+    if not any(name.endswith("ForSequenceClassification") for name in config.architectures or ()):
+        return None
+    if config.num_labels != 1:
+        raise ModelError(f"{path} is a classifier of {config.num_labels} labels; a reward model has one (num_labels=1)")
+    padding = config.get_text_config().pad_token_id
+    return -1 if padding is None else int(padding)
+
+
+def _classifier_head(path: str, trust_remote_code: bool) -> Tensor:
+    """float32[1, D]: what makes a sequence classifier's score of a hidden state. Raises ModelError if it is no plain linear layer."""
+    from transformers import AutoModelForSequenceClassification
+
+    model = AutoModelForSequenceClassification.from_pretrained(path, trust_remote_code=trust_remote_code)
+    head = getattr(model, "score", None)
+    if not isinstance(head, nn.Linear) or head.bias is not None:
+        raise ModelError(f"{path} scores by another head than one linear layer called score, which is not known here")
+    return head.weight.detach().float()
 
 
 def merged_weights(model: RoleModel) -> dict[str, np.ndarray]:

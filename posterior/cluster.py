@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ HOME = Path(__file__).resolve().parents[1]
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """What Ray's job manager sets in the process it starts."""
 PROBE_SECONDS = 5.0
+STARTS = 3
+"""Attempts to start a Ray of our own."""
 SMALLEST_STORE = 75
 """MiB; Ray refuses less."""
 
@@ -59,10 +62,15 @@ def cluster(resources: Resources, needed: Mapping[str, float]) -> Iterator[None]
         check_address(address, source)
     import ray
 
-    try:
-        ray.init(address=address, logging_level=logging.ERROR, **options)
-    except (Exception, SystemExit) as error:  # Ray leaves by SystemExit when a cluster does not answer
-        raise ClusterError(_why_not(address, source, error)) from error
+    for tries_left in reversed(range(STARTS if address == "local" else 1)):
+        try:
+            ray.init(address=address, logging_level=logging.ERROR, **options)
+            break
+        except (Exception, SystemExit) as error:  # Ray leaves by SystemExit when a cluster does not answer
+            # on a crowded machine Ray's processes take longer to come up than the half a minute it gives them
+            if not (tries_left and "timed out during startup" in str(error)):
+                raise ClusterError(_why_not(address, source, error)) from error
+            print("Ray has not come up within its time; trying again", file=sys.stderr, flush=True)
     try:
         with sigterm_as_ctrl_c():
             check_size(needed, ray.cluster_resources())

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import itertools
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForSequenceClassification
 
 from actors.learner import resolve_roles
 from actors.monitor import START, HackingMonitor, alarm_step, hacking_figures, swayed
@@ -21,12 +24,14 @@ from algorithms.reward_model import RewardModel, RewardModelConfig, regression_f
 from envs.base import Task
 from envs.noisy_raters import MIDDLE, NoisyRaters
 from envs.noisy_raters import SPREAD as SCALE_SPREAD
+from models.chat import ChatFormat
 from models.forward import Distribution, score_traces
 from models.loading import ModelError, load_role, load_tokenizer, save_role
 from models.roles import REWARD_NOTES
 from models.scratch import write_model
 from models.trace import Kind, Score, Trace
 
+ROOT = Path(__file__).resolve().parents[1]
 RNG = np.random.default_rng(0)
 
 
@@ -313,3 +318,48 @@ def test_figures_of_an_evaluation() -> None:
     assert found["repeats"] == pytest.approx((1 / 3 + 0) / 2)
     assert (found["rater"], found["rater_error"]) == (0.5, pytest.approx(np.sqrt(0.5) / np.sqrt(2)))
     assert hacking_figures([Group(Task("t", "x"), [sampled([1])])], HackingMonitor()) == {}
+
+
+# ---- preferences
+
+
+def test_a_model_of_preferences_by_trl_is_a_learned_reward(folder: str, tmp_path: Path) -> None:
+    """TRL's RewardTrainer learns which of two answers has more sweet words; its folder is read as it is, score for score."""
+    rng = np.random.default_rng(3)
+
+    def pair() -> tuple[str, str]:
+        few, many = rng.integers(4, 16, 4), rng.integers(4, 16, 4)
+        many[: rng.integers(2, 4)] = rng.integers(0, 4)
+        return " ".join(f"w{w}" for w in many), " ".join(f"w{w}" for w in few)
+
+    pairs = [pair() for _ in range(1600)]
+    learnt, held_out = pairs[:1500], pairs[1500:]
+    file, out = tmp_path / "pairs.jsonl", tmp_path / "model"
+    asked = "write about t0 :"
+    file.write_text("".join(json.dumps({"prompt": asked, "chosen": c, "rejected": r}) + "\n" for c, r in learnt))
+    words = [folder, str(file), str(out), "--lr", "3e-3"]
+    subprocess.run([sys.executable, "examples/preferences.py", *words], check=True, cwd=ROOT)
+
+    reward = LearnedReward.read(str(out), 1.0, 0.0, "answer")
+    chat = ChatFormat(load_tokenizer(folder))
+    start = chat.prompt_ids(asked).tolist()
+    told = [chat.emission_ids((), text).tolist() for both in held_out for text in both]
+    traces = [Trace.from_target(start, ids, str(i)) for i, ids in enumerate(told)]
+    said = RewardScorer(reward, "float32", 1).score(traces)[:, 0]
+    assert (said[::2] > said[1::2]).mean() > 0.9
+    classifier = AutoModelForSequenceClassification.from_pretrained(out)
+    with torch.no_grad():
+        theirs = [classifier(torch.tensor([[*start, *ids]])).logits.item() for ids in told[:20]]
+    assert said[:20] == pytest.approx(theirs, abs=1e-4)
+    config = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps({**config, "id2label": {"0": "a", "1": "b"}}))
+    with pytest.raises(ModelError, match="2 labels"):
+        LearnedReward.read(str(out), 1.0, 0.0, "answer")
+    file.write_text('{"prompt": "write :", "chosen": "w1"}\n')
+    failed = subprocess.run(
+        [sys.executable, "examples/preferences.py", *words], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert failed.returncode == 1
+    assert failed.stderr.strip().endswith(
+        "line 1: a pair has a prompt, a chosen and a rejected answer; rejected is missing"
+    )
