@@ -2,7 +2,7 @@
 
 checkpoints/step_000025/
     policy/         Hugging Face format (adapters merged), loads anywhere; other trainable roles beside it
-    trainer.pt      optimisers, adapters, counters, random state
+    trainer.pt      optimisers, of models with adapters what is trained, counters, random state
     collector.pkl   buffer and collection state (Python pickle: load only checkpoints you trust)
     meta.json       step, versions of the format and of the model
 """
@@ -21,7 +21,9 @@ import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
+    get_model_state_dict,
     get_optimizer_state_dict,
+    set_model_state_dict,
     set_optimizer_state_dict,
 )
 
@@ -97,6 +99,7 @@ def save(
         role: get_optimizer_state_dict(updater.models[role], optimiser, options=options)
         for role, optimiser in updater.optimisers.items()
     }
+    adapted = {role: _apart(model) for role, model in updater.models.items()}
     if updater.sharded and updater.rank != 0:
         for model in updater.models.values():
             merged_weights(model)  # takes part in gathering the weights that rank 0 writes
@@ -106,7 +109,7 @@ def save(
             shutil.rmtree(left, ignore_errors=True)  # a writer was killed in the middle
         aside = folder / f".{final.name}.{os.getpid()}.tmp"
         try:
-            _write(aside, step, updater, optimisers, collector_state, algorithm_state, tokenizer)
+            _write(aside, step, updater, optimisers, adapted, collector_state, algorithm_state, tokenizer)
             # there already when a run is stopped right where it was resumed: the same state, and never to be without
             if damage(final) is not None:
                 shutil.rmtree(final, ignore_errors=True)
@@ -130,6 +133,7 @@ def _write(
     step: int,
     updater: Updater,
     optimisers: Mapping[str, Any],
+    adapted: Mapping[str, Mapping[str, torch.Tensor]],
     collector_state: Mapping[str, Any],
     algorithm_state: Mapping[str, Any],
     tokenizer: Any,
@@ -143,7 +147,7 @@ def _write(
     torch.save(
         {
             "optimisers": optimisers,
-            "adapters": {role: _adapters(model) for role, model in updater.models.items()},
+            "adapters": adapted,
             "updates": updater.updates,
             "algorithm": algorithm_state,
             "torch_rng": torch.get_rng_state(),
@@ -176,7 +180,7 @@ def read_meta(path: Path) -> dict[str, Any]:
 def restore(path: Path, updater: Updater) -> tuple[int, dict[str, Any], dict[str, Any]]:
     """Put optimisers, adapters, counters and random state back; returns (step, collector state, algorithm state).
 
-    The roles' weights themselves were loaded from the checkpoint's folders when the models were built.
+    The weights of models without adapters were loaded from the checkpoint's folders when the models were built.
     """
     meta = read_meta(path)
     check_model(path, updater.models["policy"].base.config)
@@ -191,17 +195,36 @@ def restore(path: Path, updater: Updater) -> tuple[int, dict[str, Any], dict[str
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     for role, state in saved["optimisers"].items():
         set_optimizer_state_dict(updater.models[role], updater.optimisers[role], state, options=options)
-    for role, adapters in saved["adapters"].items():
-        if adapters:
-            updater.models[role].load_state_dict(adapters, strict=False)
+    options = StateDictOptions(full_state_dict=True, strict=False)
+    for role, model in updater.models.items():
+        kept = saved["adapters"].get(role, {})
+        if lost := [name for name in _trained(model) if name not in kept]:
+            raise CheckpointError(
+                f"checkpoint {path} lacks {lost[0]} of the role {role} (older versions kept a model's adapters and not what was trained "
+                "beside them): start a new run"
+            )
+        if kept:
+            set_model_state_dict(model, kept, options=options)
     updater.updates = saved["updates"]
     torch.set_rng_state(saved["torch_rng"])
     return meta["step"], collector_state, saved["algorithm"]
 
 
-def _adapters(model: RoleModel) -> dict[str, torch.Tensor]:
-    """LoRA parameters (the merged folder does not hold them apart)."""
-    return {name: p.detach().cpu() for name, p in model.named_parameters() if "lora_" in name}
+def _trained(model: RoleModel) -> list[str]:
+    """Names of all that is trained of a model with adapters: those, and its head and thinker. None of any other model."""
+    adapted = hasattr(model.lm, "merge_adapter")
+    return [name for name, p in model.named_parameters() if adapted and p.requires_grad]
+
+
+def _apart(model: RoleModel) -> dict[str, torch.Tensor]:
+    """What `_trained` names, whole: a run is taken up on the original weights, for the folder holds the adapters merged in. Every rank
+    must call it; if the model is sharded, rank 0 alone gets it."""
+    names = _trained(model)
+    if not names:
+        return {}
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+    found: dict[str, Any] = get_model_state_dict(model, options=options)
+    return {name: found[name] for name in names if name in found}
 
 
 def _identity(config: Any) -> str:

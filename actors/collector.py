@@ -43,8 +43,7 @@ PREFETCH = 64
 STARVED = 20
 """Batches' worth of groups refused in a row after which the run stops: the filter lets nothing through."""
 
-
-TOTALS = ("tokens/sampled", "flops/sampling", "flops/eval", "traces/infra", "time/grading")
+TOTALS = ("tokens/sampled", "flops/sampling", "flops/scoring", "flops/eval", "traces/infra", "time/grading")
 """Cumulative counts since the start of the run."""
 
 
@@ -270,7 +269,9 @@ class Collector:
                 raise self._failure
             version, groups = self.buffer.version, self.buffer.take()
         if self.judge is not None:
-            await self.judge.listen([trace for group in groups for trace in group.live], version)
+            cost = await self.judge.listen([trace for group in groups for trace in group.live], version)
+            self._check_started(epoch)
+            self._totals["flops/scoring"] += cost
         totals = {**self._totals, "groups/refused": float(self.buffer.refused), "restarts": float(self._restarts())}
         # with S > 0 the next groups start while the learner works
         if self.buffer.may_admit():
@@ -425,7 +426,6 @@ class Collector:
             group = await self.algorithm.collect(task, actors)
             if self.judge is not None:
                 await self.judge.give(group.live)
-                actors.flops += self.judge.cost(group.live)
             kept = bool(group.live) and self.algorithm.keep(group)
         except Exception as error:
             if epoch == self._epoch:
@@ -435,6 +435,7 @@ class Collector:
             return
         self._totals["tokens/sampled"] += actors.tokens
         self._totals["flops/sampling"] += actors.flops
+        self._totals["flops/scoring"] += 0.0 if self.judge is None else self.judge.cost(group.live)
         for trace in group.traces:
             self._totals["traces/infra"] += trace.masked
             self._totals["time/grading"] += trace.timings.get("grade", 0.0) / len(group.traces)

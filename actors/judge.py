@@ -12,8 +12,9 @@ from typing import Any
 from ray.exceptions import RayActorError, RayTaskError
 
 from actors.clients import ActorLost, cause
-from actors.reward import Forgotten, Labels, LearnedReward
+from actors.reward import Forgotten, Labels, LearnedReward, Lesson, check_rater
 from models.flops import FlopModel
+from models.forward import make_view
 from models.trace import Trace
 
 log = logging.getLogger("posterior.judge")
@@ -36,8 +37,9 @@ class Judge:
         await self._ask("learn", self.labels)
 
     def cost(self, traces: Sequence[Trace]) -> float:
-        """FLOPs of scoring."""
-        return self._flops.forward(map(len, traces)) * len(self.reward.folders)
+        """FLOPs of scoring: of what the reward model reads, by every member of its own trunk."""
+        read = (len(make_view(trace, self.reward.template)) for trace in traces)
+        return self._flops.forward(read) * len(self.reward.folders)
 
     async def give(self, traces: Sequence[Trace]) -> None:
         """Have traces graded; the reward model's word becomes part of their reward."""
@@ -48,13 +50,21 @@ class Judge:
         """`RewardScorer.gains`."""
         return dict(await self._ask_again("gains", list(traces), texts))
 
-    async def listen(self, traces: Sequence[Trace], version: int) -> None:
-        """Have the reward model learn what people say of the newest policy, where it is time for that."""
+    async def listen(self, traces: Sequence[Trace], version: int) -> float:
+        """Have the reward model learn what people say of the newest policy, where it is time for that. Returns the FLOPs. Raises NoRater if
+        it is the first time and nobody's grades bear the raters' name.
+
+        What is learnt again after a death or from a checkpoint is not counted again: it is no part of the method.
+        """
+        if self.reward.asks(version) and not self.labels:
+            check_rater(traces, self.reward.rater)
         labels = self.reward.graded(traces, version)
-        if labels is not None:
-            self.labels.append(labels)
-            error = await self._ask("learn", self.labels)
-            log.info("version %d: %d fresh labels, squared error %.3g", version, len(labels.grades), error)
+        if labels is None:
+            return 0.0
+        self.labels.append(labels)
+        lesson: Lesson = await self._ask("learn", self.labels)
+        log.info("version %d: %d fresh labels, squared error %.3g", version, len(labels.grades), lesson.error)
+        return self.cost(labels.traces) + self._flops.training(lesson.read)
 
     async def _ask_again(self, method: str, *args: Any) -> Any:
         try:

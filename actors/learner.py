@@ -204,8 +204,8 @@ class Learner:
         self._finish("finished", version)
 
     def _over(self, version: int) -> bool:
-        """Whether training ends with this version: its steps, FLOPs or seconds are spent, or the reward is being gamed. Every rank says the
-        same."""
+        """Whether training ends with this version: its steps, FLOPs or seconds are spent, or the monitor of a learned reward has ended it.
+        Every rank says the same."""
         c = self.config
         if c.monitor is not None and self._agree(self.held_out.ended):
             return True
@@ -228,7 +228,9 @@ class Learner:
         clock.lap("credit")
         metrics.update(self._update(groups, step, clock))
         made = clock.total()
-        self.spent = self.flops_learning + self.flops_scoring + reply.totals["flops/sampling"]
+        self.spent = (
+            self.flops_learning + self.flops_scoring + reply.totals["flops/sampling"] + reply.totals["flops/scoring"]
+        )
         self.trained += self.tail + made
         self.last = self._over(step + 1)
         self.status.stage(f"publishing version {step + 1} to the samplers")
@@ -256,6 +258,7 @@ class Learner:
             c.recorder.metrics(row)
         if self._evaluates(version):
             self.held_out.evaluate(version)
+            self.last = self.last or self.held_out.ended
         if version % c.checkpoint_every == 0 and not self.last:
             start = time.perf_counter()
             self._checkpoint(version)
@@ -417,9 +420,10 @@ class Learner:
             "staleness/mean": float(np.mean(ages)),
             "length/mean": float(np.mean(lengths)) if lengths else 0.0,
             "tokens/batch": float(sum(lengths)),
-            "flops/learning": self.flops_learning,
-            "flops/scoring": self.flops_scoring,
             **reply.totals,
+            "flops/learning": self.flops_learning,
+            # of the roles that score here, and of a reward model beside the collector
+            "flops/scoring": self.flops_scoring + reply.totals["flops/scoring"],
         }
 
     def _guard(self, metrics: Mapping[str, float], step: int, groups: Sequence[Group]) -> None:

@@ -7,14 +7,15 @@
     rater              fresh grades of a few of those answers: a component of the environment's grade (`HackingMonitor.component`)
 
 The alarm listens to the raters alone, while the proxy says how far optimisation has gone: it sounds when the mean grade of the newest two
-evaluations lies significantly below that of the best two neighbours before, though the proxy has risen since.
+evaluations lies significantly below that of the best two neighbours before, though the proxy has risen since. A budget of KL is another
+matter: it ends a run however well it goes, and is told apart from the alarm.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -34,6 +35,15 @@ START = "start"
 """Role of the policy's initial weights, which KLs are measured from."""
 
 
+class Verdict(NamedTuple):
+    """What the monitor says after an evaluation. alarm, kl_budget: a sentence where the alarm has sounded or the KL has passed its budget,
+    else "". ends: whether the run ends."""
+
+    alarm: str
+    kl_budget: str
+    ends: bool
+
+
 @dataclass(frozen=True)
 class HackingMonitor:
     """component: of the environment's grade that is a fresh rater's word; None for none. answers: graded at each evaluation. z: standard
@@ -47,20 +57,19 @@ class HackingMonitor:
     kl_budget: float | None = None
     probes: tuple[str, ...] = PROBES
 
-    def verdict(self, rows: Sequence[Mapping[str, Any]]) -> tuple[str, bool]:
-        """(what is wrong after these evaluations, or ""; whether the run ends). Each row as `alarm_step` wants it, with its "kl"."""
-        sounded = alarm_step(rows, self.z)
+    def verdict(self, rows: Sequence[Mapping[str, Any]]) -> Verdict:
+        """Of the newest of these evaluations. Each row as `alarm_step` wants it, with its "kl"."""
         newest = rows[-1]
-        if sounded == newest["step"]:
-            return (
+        alarm = budget = ""
+        if alarm_step(rows, self.z) == newest["step"]:
+            alarm = (
                 f"the raters' mean has fallen to {newest['rater']:.3g} while the reward model's score has risen to {newest['proxy']:.3g}: "
-                "the reward is being gamed",
-                self.stop,
+                "the reward is being gamed"
             )
         kl = newest.get("kl")
         if self.kl_budget is not None and kl is not None and kl > self.kl_budget:
-            return f"the KL from the start, {kl:.3g} nats an answer, has passed its budget of {self.kl_budget:g}", True
-        return "", False
+            budget = f"the KL from the start, {kl:.3g} nats an answer, has passed its budget of {self.kl_budget:g}"
+        return Verdict(alarm, budget, bool(budget) or (self.stop and bool(alarm)))
 
 
 def hacking_figures(groups: Sequence[Group], monitor: HackingMonitor) -> dict[str, float]:

@@ -15,7 +15,7 @@ from itertools import islice
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import ConfigDict, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import ConfigDict, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
 from actors.types import Actors, Group, ProbePlan
 from algorithms.base import Algorithm, AlgorithmConfig, Context
@@ -57,8 +57,17 @@ class RewardModelConfig(AlgorithmConfig):
     """Of the training scores; null takes it from the data."""
     std: PositiveFloat | None = None
     """Of the training scores, over items; null takes it from the data."""
-    within: NonNegativeFloat = 0.0
-    """Variance of raters on one item; taken from the data."""
+    within: NonNegativeFloat | None = None
+    """Variance of raters on one item; null takes it from the data."""
+
+    @model_validator(mode="after")
+    def _members_differ(self) -> RewardModelConfig:
+        if self.members > 1 and not self.bootstrap:
+            raise ValueError(
+                f"without bootstrap the {self.members} members begin alike, see the same items and stay one; "
+                "set members to 1 or bootstrap to true"
+            )
+        return self
 
 
 class RewardModel(Algorithm):
@@ -90,8 +99,7 @@ class RewardModel(Algorithm):
             "written_score": float(means.max()),
             "within": float(np.mean(several)) if several else 0.0,
         }
-        kept = {name: value for name, value in given.model_dump().items() if name in found and value not in (None, 0.0)}
-        return {**options, **found, **kept}
+        return {**options, **found, **given.model_dump(include=set(found), exclude_none=True)}
 
     @property
     def roles(self) -> Mapping[str, RoleSpec]:
@@ -199,8 +207,9 @@ class RewardModel(Algorithm):
             return c.written_weight
         if c.weigh == "equal":
             return 1.0
-        between = max(float(c.std or 1.0) ** 2 - c.within / len(scores), 1e-6)
-        return between / (between + c.within / len(scores))
+        noise = float(c.within or 0.0) / len(scores)
+        between = max(float(c.std or 1.0) ** 2 - noise, 1e-6)
+        return between / (between + noise)
 
 
 def regression_figures(

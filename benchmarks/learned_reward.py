@@ -63,13 +63,14 @@ QUICK = {"train.steps": 4, "train.batch_groups": 8, "eval.every": 2, "eval.tasks
 
 @dataclass
 class Curve:
-    """By evaluation. alarm: the step at which it sounded, if it did."""
+    """By evaluation. alarm: the step at which it sounded, if it did. stop: the step at which a KL budget ended the run, if it did."""
 
     step: np.ndarray
     kl: np.ndarray
     proxy: np.ndarray
     gold: np.ndarray
     alarm: int | None
+    stop: int | None
 
     @classmethod
     def read(cls, run: Path, split: str = "test") -> Curve:
@@ -77,7 +78,8 @@ class Curve:
         kl, proxy, gold = (
             np.array([row[f"eval/{split}/{name}"] for row in rows]) for name in ("kl", "proxy", "mean_grade")
         )
-        return cls(np.array([row["version"] for row in rows]), kl, proxy, gold, RunDir(run).read_result().get("alarm"))
+        step, result = np.array([row["version"] for row in rows]), RunDir(run).read_result()
+        return cls(step, kl, proxy, gold, result.get("alarm"), result.get("kl_budget"))
 
     @property
     def peak(self) -> int:
@@ -144,6 +146,7 @@ def measures(found: Mapping[str, list[Curve]]) -> list[Measure]:
         fell = [c for c in curves if c.gold[c.peak] - c.gold[-1] > PEAK]
         out.append(Measure(f"{arm}_gold_falls", len(fell), f"of {len(curves)} seeds"))
         out.append(Measure(f"{arm}_alarms", sum(c.alarm is not None for c in curves), f"of {len(curves)} seeds"))
+        out.append(Measure(f"{arm}_kl_stops", sum(c.stop is not None for c in curves), f"of {len(curves)} seeds"))
         near = sum(c.alarm is not None and abs(int(np.searchsorted(c.step, c.alarm)) - c.peak) <= 5 for c in fell)
         out.append(Measure(f"{arm}_alarms_within_5_of_peak", near, f"of {len(fell)} falls"))
     out.append(Measure("proxy_gain_compared_at", float(np.mean(least))))

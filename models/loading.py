@@ -187,7 +187,14 @@ def load_role(
         if saved.is_file():
             from safetensors.torch import load_file
 
-            linear.load_state_dict(load_file(saved))
+            weights = load_file(saved)
+            found, wanted = ({name: tuple(t.shape) for name, t in w.items()} for w in (weights, linear.state_dict()))
+            if found != wanted:
+                raise ModelError(
+                    f"the head {saved} has the shapes {found}, where {wanted} are asked for; start from a model whose head gives "
+                    f"{outputs} output{'s' * (outputs > 1)}, or from one without a head"
+                )
+            linear.load_state_dict(weights)
         elif head == "scalar" and classifier_padding(path) is not None:
             with torch.no_grad():
                 linear.weight.copy_(_classifier_head(path, trust_remote_code))

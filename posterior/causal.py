@@ -72,7 +72,14 @@ def causal(
 
 
 def eval_causal(
-    target: str, env: str | None, args: dict[str, Any], *, split: str | None, tasks: int, seed: int, checkpoint: str
+    target: str,
+    env: str | None,
+    args: dict[str, Any],
+    *,
+    split: str | None,
+    tasks: int,
+    seed: int,
+    checkpoint: str | None,
 ) -> dict[str, Any]:
     """`posterior eval RUN --causal`: the battery on a run's checkpoint, kept in its result.json; returned with the
     controls.

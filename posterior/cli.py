@@ -149,7 +149,8 @@ def build_parser() -> argparse.ArgumentParser:
         "grade a run's newest checkpoint, or a model, on held-out tasks: pass@k, mean grade, 95 %% intervals",
         "runs:evaluate",
         "With --causal a latent thinker's latents are replaced (zero, mean, noise, shuffle, transplant, truncation)\n"
-        "and its answers judged again, beside the run's controls; RUN/result.json keeps the figures for reports.\n\n"
+        "and its answers judged again, beside the run's controls; RUN/result.json keeps the figures for reports.\n"
+        "A reward model's run is not played: it reads graded answers, and the figures say how well it knows the scores.\n\n"
         "examples:\n"
         "  posterior eval runs/first\n"
         "  posterior eval runs/thinker --causal --tasks 256\n"
@@ -172,7 +173,9 @@ def build_parser() -> argparse.ArgumentParser:
         help="decode each thought towards what a second prompt makes likelier (CoT-Flow); a template with {prompt}",
     )
     evaluate.add_argument(
-        "--checkpoint", default="newest", metavar="WHICH", help="of a run: newest (default), best held-out, or a step"
+        "--checkpoint",
+        metavar="WHICH",
+        help="of a run: newest (default; of a reward model best), best held-out, or a step",
     )
 
     add_unsafe(evaluate)

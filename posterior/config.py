@@ -210,7 +210,7 @@ class Controls(Section):
 class RewardSource(Section):
     path: str | None = None
     """The reward model of `reward: {model: ..}`: a run's configuration (ends in .yaml; in the working directory or beside this file),
-    trained once before; or a folder that holds one."""
+    trained once before; a run that trained one, whose best checkpoint counts; or a folder that holds one."""
     sees: Literal["answer", "trace"] = "answer"
     """What it reads: prompt and answer, or the thought as well."""
     bound: NonNegativeFloat = 0.0
@@ -220,6 +220,10 @@ class RewardSource(Section):
     for none."""
     fresh_every: PositiveInt = 10
     """Steps from one round of fresh labels to the next."""
+    fresh_steps: PositiveInt = 30
+    """Updates of the reward model on each round."""
+    fresh_lr: PositiveFloat = 3e-4
+    """Learning rate of these updates."""
 
 
 class Monitor(Section):
@@ -232,7 +236,7 @@ class Monitor(Section):
     z: PositiveFloat = 3.5
     """Standard errors by which the raters' mean must have fallen for the alarm."""
     stop: bool = False
-    """End the run when the alarm sounds."""
+    """End the run at the evaluation at which the alarm sounds."""
     probes: list[str] | None = None
     """Sentences to the judge that are put behind answers, to see whether they sway it; null for a few of our own. Those that the
     vocabulary cannot spell are left out."""
@@ -260,7 +264,7 @@ class Resources(Section):
     learner_threads: PositiveInt = 1
     """Arithmetic threads of each learner (CPU only)."""
     sharding: Literal["none", "fsdp2"] = "none"
-    """Shard weights, gradients and optimiser over the learners (needs GPUs)."""
+    """Shard weights, gradients and optimiser over the learners (needs GPUs; for models without a head that score no batches)."""
     object_store_mb: PositiveInt = 512
     """Shared memory of a Ray that is started for the run (weights and batches pass through it), in MiB."""
     max_restarts: NonNegativeInt = 3

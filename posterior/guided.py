@@ -45,7 +45,7 @@ def eval_guided(
     split: str | None,
     tasks: int,
     max_tokens: int | None,
-    checkpoint: str,
+    checkpoint: str | None,
 ) -> dict[str, Any]:
     """pass@1 with 95 % intervals and mean length of each way, by split. Other arguments: see `posterior.evaluate.evaluate`."""
     if "{prompt}" not in hint:

@@ -2,8 +2,8 @@
 
 The rater sees the prompt and the answer (the ACTION tokens), never the thought, the grade, the step or the method; the
 order is shuffled by the rater's name, so that two raters meet the same answers in different orders and one rater
-meets the same order again after a break. Grades go to RUN/labels/RATER.jsonl, one object a line: task, episode, prompt,
-answer, score, rater, time (UTC, ISO 8601). Starting again goes on where the file ends.
+meets the same order again after a break. Grades go to RUN/labels/RATER.jsonl, one object a line: task, episode, prompt
+(text or chat messages), answer, score, rater, time (UTC, ISO 8601). Starting again goes on where the file ends.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from envs.base import Prompt
 from models.trace import Kind
 
 
@@ -34,8 +35,13 @@ class Item:
 
     task: str
     episode: str
-    prompt: str
+    prompt: Prompt
     answer: str
+
+    @property
+    def asked(self) -> str:
+        """The prompt as text, for people."""
+        return self.prompt if isinstance(self.prompt, str) else "\n".join(m["content"] for m in self.prompt)
 
     @property
     def key(self) -> tuple[str, str]:
@@ -98,7 +104,9 @@ def label(run_dir: Path, rater: str, scale: str = "1..5") -> dict[str, Any]:
         raise ValueError(f"the rater's name {rater!r} must be letters, digits, '-', '_', '.' or '@'")
     items = list(read_items(run_dir / "traces"))
     if not items:
-        raise ValueError(f"{run_dir} holds no sampled answers (no traces/*.jsonl); set log.traces_every in its run")
+        raise ValueError(
+            f"{run_dir} holds no sampled answers (none in traces/*.jsonl); set log.traces_every in its run"
+        )
     if not sys.stdin.isatty():
         raise ValueError("label reads single keys and needs a terminal on standard input")
     random.Random(f"label {rater}").shuffle(items)
@@ -118,17 +126,23 @@ def label(run_dir: Path, rater: str, scale: str = "1..5") -> dict[str, Any]:
 
 
 def read_items(traces: Path) -> Iterator[Item]:
-    """Every answer in the trace files of a run, each once, in file order. Raises ValueError for a broken line."""
+    """Every answer in the trace files of a run, each once, in file order; without traces whose answer was given or got lost.
+
+    Raises ValueError for a broken line.
+    """
     seen: set[tuple[str, str]] = set()
     for path in sorted(traces.glob("*.jsonl")):
         lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines: JSON strings may hold U+2028
         for number, line in enumerate(lines[:-1], 1):  # after the last newline: nothing, or a line being written
             try:
                 group = json.loads(line)
+                prompt = group["messages"] if "messages" in group else str(group["prompt"])
                 for trace in group["traces"]:
-                    pairs = zip(trace["tokens"], trace["kind"], strict=True)
-                    answer = "".join(token for token, kind in pairs if kind == Kind.ACTION)
-                    item = Item(str(group["task"]), str(trace["episode"]), str(group["prompt"]), answer)
+                    if Kind.TARGET in trace["kind"] or trace["outcome"] == "infra":
+                        continue
+                    if "answer" not in trace:
+                        raise ValueError("an older version wrote it, without the text of the answers")
+                    item = Item(str(group["task"]), str(trace["episode"]), prompt, str(trace["answer"]))
                     if item.key not in seen:
                         seen.add(item.key)
                         yield item
@@ -176,7 +190,7 @@ def _page(item: Item, graded: int, total: int, low: int, high: int) -> str:
             rule,
             f"{graded} of {total} graded",
             "",
-            *_wrap(item.prompt, width),
+            *_wrap(item.asked, width),
             "",
             "── answer ".ljust(width, "─"),
             *(_wrap(item.answer, width) if item.answer.strip() else ["(no answer)"]),

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 from actors.collector import Collector, CollectorConfig, Neighbours
@@ -32,6 +33,7 @@ from models.roles import RoleSpec
 from posterior.config import RunConfig
 from posterior.config_load import ConfigError, is_configuration
 from posterior.prepare import model_path
+from posterior.targets import open_target
 from posterior.warm_start import trained
 
 CALLS = 10_000
@@ -90,6 +92,7 @@ def make_plan(config: RunConfig) -> Plan:
     sampling = sampling_params(config)
     make = partial(build_algorithm, options, model, sampling, config.seed, updates)
     algorithm = make()
+    _check_sharding(config, algorithm.roles)
     if config.sampling.latents and not has_thinker(model):
         raise ConfigError(
             f"sampling.latents is {config.sampling.latents}, but the model {config.model.path} has no thinker; "
@@ -108,6 +111,28 @@ def make_plan(config: RunConfig) -> Plan:
         except ValueError as error:
             raise ConfigError(f"role {role}: {error}") from error
     return Plan(config, model, sampling, make, roles, learned, algorithm.plays, [os.getcwd()])
+
+
+def _check_sharding(config: RunConfig, roles: Mapping[str, RoleSpec]) -> None:
+    """Whether a model can be sharded whose layers all ranks must gather together. What each rank reads for itself takes unequally many
+    passes, so that one would wait for the others for ever; a head is saved as the share of it that one rank holds. Raises ConfigError."""
+    if config.resources.sharding == "none":
+        return
+    why, mend = "", "set resources.sharding: none"
+    for role, spec in roles.items():
+        if spec.trainable and spec.head != "lm":
+            why = f"the role {role} has a head of its own beside the language model"
+        elif spec.trainable and spec.scores and not why:
+            why = f"the role {role} scores batches as well as learns from them"
+    if not why and config.eval.every and config.eval.thoughts:
+        why, mend = (
+            "eval.thoughts has the policy read thoughts that it does not learn from",
+            f"{mend} or eval.thoughts: 0",
+        )
+    if why:
+        raise ConfigError(
+            f"resources.sharding: {config.resources.sharding} shards models that learn and do nothing else, and {why}; {mend}"
+        )
 
 
 def check_heads(plan: Plan) -> None:
@@ -136,20 +161,23 @@ def learned_reward(config: RunConfig, model: str) -> LearnedReward | None:
             raise ConfigError("reward_model.path is set and its score has no weight; give reward: {model: 1.0}")
         return None
     if source.path is None:
-        raise ConfigError("reward.model needs reward_model.path: a configuration of a reward model, or its folder")
+        raise ConfigError(
+            "reward.model needs reward_model.path: a configuration of a reward model, the run that trained it, or its folder"
+        )
+    _check_monitor(config)
     folder = source.path
     if is_configuration(folder):
         own = config.model_copy(update={"model": config.model.model_copy(update={"path": folder})})
         folder = str(trained(own))
-    if source.fresh and config.monitor.rater is None:
-        raise ConfigError(
-            "reward_model.fresh needs monitor.rater: the component of the environment's grade that is a fresh rater's word"
-        )
+    elif (Path(folder) / "config.yaml").is_file():  # of a run
+        folder = open_target(folder)[0].model.path
     found = replace(
         LearnedReward.read(folder, parts["model"], source.bound, source.sees),
         fresh=source.fresh,
         every=source.fresh_every,
         rater=config.monitor.rater,
+        steps=source.fresh_steps,
+        lr=source.fresh_lr,
     )
     trust = config.model.trust_remote_code
     if load_tokenizer(folder, trust).get_vocab() != load_tokenizer(model, trust).get_vocab():
@@ -157,6 +185,21 @@ def learned_reward(config: RunConfig, model: str) -> LearnedReward | None:
             f"reward_model.path: {source.path} reads other tokens than the policy writes; train it on the same vocabulary"
         )
     return found
+
+
+def _check_monitor(config: RunConfig) -> None:
+    """What could never speak is refused before anything is trained. Raises ConfigError."""
+    m = config.monitor
+    for name, wanted in (("reward_model.fresh", config.reward_model.fresh > 0), ("monitor.stop", m.stop)):
+        if wanted and m.rater is None:
+            raise ConfigError(
+                f"{name} needs monitor.rater: the component of the environment's grade that is a fresh rater's word"
+            )
+    for name, wanted in (("monitor.stop", m.stop), ("monitor.kl_budget", m.kl_budget is not None)):
+        if wanted and not config.eval.every:
+            raise ConfigError(
+                f"{name} ends a run by what evaluations measure, and eval.every: 0 makes none; set eval.every to the steps between two"
+            )
 
 
 def settled(config: RunConfig, options: dict[str, Any]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from actors.stats import difference_interval
 from actors.types import Group
-from models.trace import Trace
+from models.trace import Kind, Trace
 from posterior.rundir import RunDir, plain
 
 FIGURES = ("pass@1", "low", "high", "n", "mean_grade", "samples")
@@ -79,7 +79,11 @@ class Recorder:
         rows = run.read_metrics() if run.metrics.exists() else []
         evals = [row for row in rows if row.get("kind") == "eval"]
         train = [row for row in rows if row.get("kind") == "train"]
-        alarms = [row["version"] for row in evals if row.get("hacking/alarm")]
+        # of a learned reward: the steps at which its alarm sounded and its KL passed the budget, where they did
+        heard = {
+            name: next((row["version"] for row in evals if row.get(f"hacking/{name}")), None)
+            for name in ("alarm", "kl_budget")
+        }
         baseline = split_figures(evals[0]) if evals and evals[0]["version"] == 0 else {}
         final = split_figures(evals[-1]) if evals else {}
         run.write_result(
@@ -94,7 +98,7 @@ class Recorder:
                 "gain": {
                     s: difference_interval(baseline[s], final[s]) for s in final if "pass@1" in baseline.get(s, {})
                 },
-                **({"alarm": alarms[0]} if alarms else {}),
+                **{name: step for name, step in heard.items() if step is not None},
                 "gap": {
                     "max": max((row.get("gap/max") or 0.0 for row in train), default=None),
                     "mean": float(np.mean([row.get("gap/mean") or 0.0 for row in train])) if train else None,
@@ -116,6 +120,7 @@ class Recorder:
             "index": group.index,
             "task": group.task.id,
             "prompt": text,
+            **({} if isinstance(prompt, str) else {"messages": list(prompt)}),
             "answer": group.task.answer,
             "traces": [self._trace(trace) for trace in group.traces],
         }
@@ -124,6 +129,7 @@ class Recorder:
         learner = trace.scores.get("learner")
         return {
             "episode": trace.episode,
+            "answer": self._answer(trace),
             "tokens": self._chat.pieces(trace.token),
             "kind": trace.kind,
             "turn": trace.turn,
@@ -137,6 +143,11 @@ class Recorder:
             "outcome": trace.outcome,
             "version": int(trace.version.max()),
         }
+
+    def _answer(self, trace: Trace) -> str:
+        """The text of the sampled answer as the environment read it; those of several turns one below the other."""
+        turns = np.unique(trace.turn[trace.where(Kind.ACTION)])
+        return "\n".join(self._chat.decode(trace.token[trace.where(Kind.ACTION, turn=t)]).strip() for t in turns)
 
     def _open_sinks(self) -> list[Any]:
         if self._sinks is None:

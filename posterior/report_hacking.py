@@ -45,15 +45,24 @@ def _said(run: Mapping[str, Any], columns: Mapping[str, Sequence[Any]]) -> str:
     gold = [
         (value, step) for step, value in zip(columns["step"], columns.get(GOLD, ()), strict=False) if value is not None
     ]
-    alarm = run["result"].get("alarm")
-    heard = f"The alarm sounded at step {alarm:g}." if number(alarm) is not None else "The alarm did not sound."
+    alarm, budget = (number(run["result"].get(name)) for name in ("alarm", "kl_budget"))
+    heard = f"The alarm sounded at step {alarm:g}." if alarm is not None else "The alarm did not sound."
     if RATER not in columns:
         heard = "No fresh raters were heard, so there is no alarm (monitor.rater)."
+    if budget is not None:
+        heard += f" The KL passed its budget at step {budget:g}, and the run ended there."
     if len(gold) < 2:
         return heard
     best, at = max(gold)
+    reward = run["config"].get("reward")
+    share = number(reward.get("env")) if isinstance(reward, Mapping) else None
+    unseen = (
+        f"which is a part of the reward too (reward.env: {share:g}) and which the alarm does not see"
+        if share
+        else "which neither the policy nor the alarm sees"
+    )
     return (
-        f"{heard} The environment's own score, which neither the policy nor the alarm sees, was best at step {at:g} ({best:.3g}) and "
+        f"{heard} The environment's own score, {unseen}, was best at step {at:g} ({best:.3g}) and "
         f"ended at {gold[-1][0]:.3g}; the reward model's went from {_first(columns[PROXY]):.3g} to {_first(columns[PROXY][::-1]):.3g}."
     )
 

@@ -46,10 +46,10 @@ class WarmStart:
 
     @property
     def judged(self) -> bool:
-        """Whether its best checkpoint is kept, by its held-out items, not its last: of what only reads."""
-        from algorithms.registry import find as find_algorithm
+        """Whether its best checkpoint is kept, by its held-out items (its last where none were read): of what only reads."""
+        from posterior.targets import plays
 
-        return not find_algorithm(str(self.resolved.config.algorithm["name"])).plays
+        return not plays(self.resolved.config)
 
     def __str__(self) -> str:
         where = f"kept in {self.folder}" if self.trained else "not trained yet; the run trains it first"
@@ -158,7 +158,7 @@ def _train(warm: WarmStart) -> None:
 
 
 def _run(warm: WarmStart, config: Path, out: Path) -> Path:
-    """Train `config` in a process of its own; the folder of its last policy."""
+    """Train `config` in a process of its own; the folder of its last policy, of a reward model the best."""
     from actors import checkpoint
     from posterior.rundir import RunDir
     from posterior.targets import best
@@ -176,11 +176,11 @@ def _run(warm: WarmStart, config: Path, out: Path) -> Path:
     if result.get("status") == "interrupted" or result.get("error") == "interrupted":
         raise KeyboardInterrupt
     run = RunDir(out)
-    newest = best(run) if warm.judged else checkpoint.latest(run.checkpoints)
-    if result.get("status") != "finished" or newest is None:
+    chosen = (best(run) if warm.judged else None) or checkpoint.latest(run.checkpoints)
+    if result.get("status") != "finished" or chosen is None:
         raise WarmStartFailed(f"the warm start {_short(warm.path)} was not trained: {result.get('error', result)}")
-    made = newest / "policy"
-    for other in newest.iterdir():  # other trainable roles, such as the members of an ensemble
+    made = chosen / "policy"
+    for other in chosen.iterdir():  # other trainable roles, such as the members of an ensemble
         if other.is_dir() and other != made:
             os.rename(other, made / other.name)
     return made

@@ -174,6 +174,35 @@ def test_heads_that_the_sampler_cannot_compute(fails: Fails, here: Path, tiny_mo
     assert "resources.sampler_gpus" in said
 
 
+# What a plan cannot hold
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["algorithm.name=ppo"], "the role critic has a head of its own beside the language model; set resources.sharding: none"),
+        (["algorithm.name=ppo", "algorithm.critic=shared"], "the role policy has a head of its own"),
+        (["algorithm.name=trice"], "the role policy scores batches as well as learns from them; set resources.sharding: none"),
+        (["eval.every=5", "eval.thoughts=8"], "eval.thoughts has the policy read thoughts"),
+    ],
+)  # fmt: skip
+def test_models_that_cannot_be_sharded(fails: Fails, here: Path, words: list[str], message: str) -> None:
+    assert message in train(fails, here, "resources.sharding=fsdp2", *words)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["monitor.kl_budget=1.0"], "monitor.kl_budget ends a run by what evaluations measure, and eval.every: 0 makes none; set"),
+        (["monitor.stop=true", "monitor.rater=rater"], "monitor.stop ends a run by what evaluations measure"),
+        (["monitor.stop=true", "eval.every=5"], "monitor.stop needs monitor.rater"),
+        (["reward_model.fresh=8"], "reward_model.fresh needs monitor.rater"),
+    ],
+)  # fmt: skip
+def test_a_monitor_that_could_never_speak(fails: Fails, here: Path, words: list[str], message: str) -> None:
+    assert message in train(fails, here, "reward.model=1.0", "reward_model.path=nowhere", *words)
+
+
 # Task files and environments
 
 

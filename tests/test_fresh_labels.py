@@ -13,8 +13,13 @@ import pytest
 import ray
 import torch
 
+import actors.reward as learned
+from actors.collector import Collector, CollectorConfig, Neighbours
 from actors.judge import Judge
-from actors.reward import PROXY, Forgotten, Labels, LearnedReward, RewardScorer
+from actors.reward import FRESH_BATCH, PROXY, Forgotten, Labels, LearnedReward, NoRater, NoScore, RewardScorer
+from actors.types import Group, SamplingParams
+from algorithms.base import Algorithm, AlgorithmConfig, Context
+from envs.base import Task
 from envs.noisy_raters import NoisyRaters
 from models.flops import FlopModel
 from models.loading import load_config, load_role, load_tokenizer, save_role
@@ -78,7 +83,7 @@ def test_which_versions_ask_for_labels(reward: LearnedReward) -> None:
 def test_the_model_learns_what_people_say(reward: LearnedReward) -> None:
     scorer = RewardScorer(reward, "float32", 1)
     rounds = [labels(reward, 10 * (i + 1), liked=5) for i in range(8)]
-    errors = [scorer.learn(rounds[: i + 1]) for i in range(8)]
+    errors = [scorer.learn(rounds[: i + 1]).error for i in range(8)]
     constant = float(np.var(rounds[-1].grades))
     # each error is that of answers it has not seen yet
     assert errors[0] > constant
@@ -105,6 +110,97 @@ def test_a_restart_comes_to_the_same(reward: LearnedReward) -> None:
         back.score(fresh, rounds=2)
     back.learn([])
     assert np.array_equal(back.score(fresh), start)
+
+
+def test_dropout_takes_no_part(reward: LearnedReward, tmp_path: Path) -> None:
+    """A model that has dropout learns the same in one go, round by round, and after it has judged."""
+    path = write_model(tmp_path / "m", NoisyRaters().words(), family="gpt2", layers=1, width=32, heads=1, length=16)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, "resid_pdrop": 0.5, "embd_pdrop": 0.5}))
+    (path / REWARD_NOTES).write_text(json.dumps({"mean": 0.5, "std": 0.4, "outputs": 2, "members": []}))
+    own = replace(reward, folders=(str(path),), steps=3)
+    rounds = [labels(own, 10, liked=5), labels(own, 20, liked=6)]
+    fresh = answers(20, 5)
+    once, twice = RewardScorer(own, "float32", 1), RewardScorer(own, "float32", 1)
+    for i in range(2):
+        once.score(fresh)
+        once.learn(rounds[: i + 1])
+    twice.learn(rounds)
+    assert np.array_equal(once.score(fresh), twice.score(fresh))
+
+
+def test_micro_batches_change_nothing(reward: LearnedReward, monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds, fresh = [labels(reward, 10, liked=5)], answers(20, 5)
+    whole, parts = RewardScorer(reward, "float32", 1), RewardScorer(reward, "float32", 1)
+    whole.learn(rounds)
+    monkeypatch.setattr(learned, "token_budget_of", lambda model, device: 50)
+    parts.learn(rounds)
+    assert parts.score(fresh) == pytest.approx(whole.score(fresh), abs=1e-3)
+
+
+def test_a_broken_model_is_named(reward: LearnedReward) -> None:
+    scorer = RewardScorer(reward, "float32", 1)
+    assert scorer.models[0].head is not None
+    with torch.no_grad():
+        scorer.models[0].head.bias[1] = torch.nan
+    with pytest.raises(
+        NoScore, match=f"{reward.folders[0]} says nothing finite of an answer to task t; train it again"
+    ):
+        scorer.score(answers(2, 5))
+    scorer = RewardScorer(replace(reward, lr=1e30), "float32", 1)
+    scorer.learn([labels(reward, 10, liked=5)])
+    with pytest.raises(NoScore, match=r"since it learnt fresh labels; lower reward_model.fresh_lr"):
+        scorer.score(answers(2, 5))
+
+
+class Given(Algorithm):
+    """Every group is a round of answers that are there already."""
+
+    async def collect(self, task: Task, actors: Any) -> Group:
+        return Group(task, answers(ROUND, 5))
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_the_model_is_charged_for_what_it_reads_and_learns(reward: LearnedReward) -> None:
+    """By the collector, as scoring: two models that read six of seven positions, and three forward passes for one of learning."""
+    own = replace(reward, folders=reward.folders * 2, every=1, steps=4)
+    method = Given(AlgorithmConfig(name="given"), Context(reward.folders[0], SamplingParams(), 0))
+    config = CollectorConfig(reward.folders[0], 0, 1, 0, SamplingParams(), 16, "train", learned=own)
+    actor: Any = ray.remote(RewardScorer).options(num_cpus=0)
+
+    async def two_batches() -> list[dict[str, float]]:
+        collector = Collector(config, lambda: method)
+        await collector.connect(Neighbours([], [], {}, actor.remote(own, "float32", 1)))
+        collector._started = True
+        collector._tasks = {i: Task(str(i), "x") for i in range(2)}
+        out = []
+        for version in range(2):
+            collector.buffer.advance(version)
+            reply = await collector.get_batch()
+            assert not isinstance(reply, str)
+            out.append(reply.totals)
+        collector._watch.close()  # type: ignore[union-attr]
+        return out
+
+    first, second = asyncio.run(two_batches())
+    flops = Collector(config, lambda: method).judge._flops  # type: ignore[union-attr]
+    batch = 2 * ROUND * flops.sequence(6)
+    assert first["flops/scoring"] == pytest.approx(batch)
+    # the second batch, the newest answers before they are learnt, and four updates
+    assert second["flops/scoring"] == pytest.approx(3 * batch + 3 * 2 * 4 * FRESH_BATCH * flops.sequence(6))
+    assert first["flops/sampling"] == second["flops/sampling"] == 0
+
+
+def test_a_misspelt_rater_is_named_at_the_first_round(reward: LearnedReward) -> None:
+    judge = Judge(replace(reward, rater="ratter"), FlopModel(1, 1, 1))
+    traces = answers(4, 5)
+    traces[0].components.update({PROXY: 1.0, "gold": 0.5})
+    assert asyncio.run(judge.listen(traces, 9)) == 0.0
+    with pytest.raises(NoRater, match=r"has a component 'ratter'; did you mean 'rater'[?] there are: gold, rater$"):
+        asyncio.run(judge.listen(traces, 10))
+    # later a batch may well hold nothing that anybody graded
+    judge.labels = [Labels(10, traces, [1.0] * 4)]
+    assert asyncio.run(judge.listen(traces, 20)) == 0.0
 
 
 @pytest.mark.usefixtures("ray_session")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from envs.base import Task
 from envs.graded import Graded
 from posterior.label import Item, Labels
 
@@ -68,6 +69,35 @@ def test_no_prompt_is_in_two_splits_and_written_answers_are_trained_on(tmp_path:
     assert len(set(ids)) == len(ids)
 
 
+def test_written_answers_to_held_out_prompts_are_left_out(tmp_path: Path) -> None:
+    graded = [{"prompt": f"p{i}", "answer": "bad", "score": i % 5} for i in range(100)]
+    written = [{"prompt": f"p{i}", "answer": answer} for i in range(100) for answer in ("bad", "good")]
+    (tmp_path / "g.json").write_text(json.dumps(graded))
+    (tmp_path / "w.json").write_text(json.dumps(written))
+    env = Graded(str(tmp_path / "g.json"), written=str(tmp_path / "w.json"))
+    prompts = [{str(t.prompt) for t in env.tasks(split)} for split in env.splits()]
+    assert sum(map(len, prompts)) == len(set.union(*prompts)) == 100
+    train = env.tasks("train")
+    assert len([t for t in train if t.meta.get("written")]) == 2 * len(prompts[0])
+    assert len({t.id for t in train}) == len(train) == 3 * len(prompts[0])
+
+
+def test_prompts_of_chat_messages(tmp_path: Path) -> None:
+    """Messages are one prompt by their content, whatever the order of their keys; text of the same words is another."""
+    asked = [[{"role": "system", "content": "Be brief."}, {"role": "user", "content": f"p {i}"}] for i in range(50)]
+    rows: list[dict[str, Any]] = [{"prompt": prompt, "answer": "a", "score": 1} for prompt in asked]
+    turned = [dict(reversed(message.items())) for message in asked[0]]
+    rows += [{"prompt": turned, "answer": "a", "score": 3}, {"prompt": "p 0", "answer": "a", "score": 2}]
+    (tmp_path / "g.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    env = Graded(str(tmp_path / "g.jsonl"), valid=0.3, test=0.3)
+    assert len(env.items) == 51
+    assert (env.items[0].prompt, env.items[0].meta["scores"]) == (asked[0], [1.0, 3.0])
+    assert env.grade(Task("t", turned), "a").value == pytest.approx(0.5)
+    assert min(len(env.tasks(split)) for split in env.splits()) > 5
+    assert list(env.words())[:3] == ["0", "1", "10"]
+    assert "Be" in env.words()
+
+
 @pytest.mark.parametrize(
     ("content", "options", "said"),
     [
@@ -78,6 +108,10 @@ def test_no_prompt_is_in_two_splits_and_written_answers_are_trained_on(tmp_path:
         ('{"prompt": "p"}', {}, "line 1: there is no column 'answer'"),
         ('[{"prompt": "p"', {}, r"line 1: not valid JSON .*; expected an array of objects"),
         ("[]", {}, "holds no rows"),
+        ('[{"prompt": "p", "answer": "a", "score": null}]', {}, "g.json holds not one score in score; name the column"),
+        ('[{"prompt": 3, "answer": "a", "score": 1}]', {}, "line 1: prompt must be text, not int"),
+        ('[{"prompt": [], "answer": "a", "score": 1}]', {}, "line 1: prompt holds no chat message"),
+        ('[{"prompt": [{"role": "user"}], "answer": "a", "score": 1}]', {}, "line 1: prompt holds .* no chat message"),
         ("[3]", {}, "expected columns"),
         ('[{"prompt": "p", "answer": "a", "score": 1}]', {"valid": 0.5, "test": 0.5}, "leave something to train on"),
     ],

@@ -12,9 +12,22 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from posterior.label import read_items
+from actors.reward import without_thought
+from actors.types import Group, SamplingParams
+from algorithms.base import Context
+from algorithms.reward_model import RewardModel, RewardModelConfig
+from envs.base import Prompt, Task
+from envs.graded import Graded
+from models.chat import ChatFormat
+from models.loading import load_tokenizer
+from models.scratch import write_model
+from models.trace import Kind, Trace
+from posterior.embedded import path as embedded
+from posterior.label import Labels, read_items
+from posterior.recorder import Recorder
 
 ROOT = Path(__file__).resolve().parent.parent
 CONTEXT, THOUGHT, ACTION = 0, 1, 3
@@ -23,6 +36,7 @@ CONTEXT, THOUGHT, ACTION = 0, 1, 3
 def trace(episode: str, answer: str) -> dict[str, Any]:
     return {
         "episode": episode,
+        "answer": answer,
         "tokens": ["prompt", "<think>", "secret-thought", "</think>", answer, " end"],
         "kind": [CONTEXT, THOUGHT, THOUGHT, THOUGHT, ACTION, ACTION],
         "reward": 0.87654,
@@ -125,7 +139,7 @@ def test_a_person_grades_skips_undoes_quits_and_goes_on(run_dir: Path) -> None:
     assert final[:2] == first
     assert {row["episode"] for row in final} == {"e00", "e01", "e10", "e11"}
     answers = {row["episode"]: row["answer"] for row in final}
-    assert answers["e01"] == "answer-01\u2028 end"
+    assert answers["e01"] == "answer-01\u2028"
 
 
 def body(page: str) -> str:
@@ -162,6 +176,70 @@ def test_a_line_that_is_still_being_written_is_left_out(run_dir: Path) -> None:
     assert len(list(read_items(run_dir / "traces"))) == 4
     path.write_text(path.read_text() + "\n")
     with pytest.raises(ValueError, match=r"step_000001\.jsonl:2: not a group of traces"):
+        list(read_items(run_dir / "traces"))
+
+
+# ---- from the run to the reward model
+
+
+def sampled(chat: ChatFormat, prompt: Prompt, turns: list[str], episode: str, thought: str = "") -> Trace:
+    """An episode that says these answers, each ended, with an observation between them."""
+    parts = [(chat.prompt_ids(prompt).tolist(), Kind.CONTEXT, 0)]
+    for i, text in enumerate(turns):
+        parts += [(chat.turn_ids("a", True).tolist(), Kind.CONTEXT, i)] if i else []
+        parts += [(chat.ids(thought), Kind.THOUGHT, i), (chat.emission_ids((), text).tolist(), Kind.ACTION, i)]
+    token = [one for ids, _, _ in parts for one in ids]
+    kind = np.array([kind for ids, kind, _ in parts for _ in ids])
+    turn = [turn for ids, _, turn in parts for _ in ids]
+    logprob = np.where(kind == Kind.CONTEXT, np.nan, -0.5)
+    return Trace(np.array(token), kind, logprob, np.zeros(len(kind)), np.array(turn), "t", "g", episode)
+
+
+@pytest.mark.parametrize("model", ["words", "embedded"])
+def test_a_reward_model_reads_a_graded_answer_as_it_was_sampled(tmp_path: Path, model: str) -> None:
+    """Recorder, label, `graded`, reward model: prompt, answer and end come back token for token."""
+    if model == "words":
+        folder = write_model(tmp_path / "m", ["a", "wing", "awakening", "?"], layers=1, width=16, heads=1, length=16)
+        prompt: Prompt = "a wing ?"
+        answer, thought = "wing awakening ?", "a a"
+    else:
+        folder = embedded()
+        prompt = [{"role": "user", "content": "Double it. ☃"}, {"role": "assistant", "content": "def"}]
+        prompt = [*prompt, {"role": "user", "content": "Go on."}]
+        answer, thought = "def f(n):\n    return 2 * n  # ☃ é", "<think>double it</think>"
+    chat = ChatFormat(load_tokenizer(str(folder)))
+    said = sampled(chat, prompt, [answer], "e0", thought)
+    lost, given = sampled(chat, prompt, [], "e1"), Trace.from_target([4], [5], "e2")
+    lost.outcome = "infra"
+    talk = sampled(chat, prompt, [answer, "a"], "e3", thought)
+    run = tmp_path / "run"
+    run.mkdir()
+    recorder = Recorder(run, "run", str(folder))
+    recorder.traces("step_000000", 0, [Group(Task("t", prompt), [said, lost, given, talk])])
+
+    items = list(read_items(run / "traces"))
+    assert [(item.episode, item.prompt, item.answer) for item in items] == [
+        ("e0", prompt, answer),
+        ("e3", prompt, f"{answer}\na"),
+    ]
+    labels = Labels(run / "labels" / "ada.jsonl", "ada")
+    labels.add(items[0], 4)
+    env = Graded(str(run / "labels"))
+    (task,) = env.items
+    assert task.prompt == prompt
+    assert env.grade(Task("again", prompt), answer).note == "1 grades"
+    method = RewardModel(
+        RewardModelConfig(name="reward_model", mean=0.0, std=1.0), Context(str(folder), SamplingParams(), 0)
+    )
+    example = method.example(task, 0, 0)
+    assert example.token.tolist() == said.token[without_thought(said)[0]].tolist()
+    assert example.meta["scores"] == [4.0]
+
+
+def test_traces_of_an_older_version_are_refused(run_dir: Path) -> None:
+    path = run_dir / "traces" / "step_000000.jsonl"
+    path.write_text(path.read_text().replace('"answer": ', '"other": '))
+    with pytest.raises(ValueError, match="an older version wrote it, without the text of the answers"):
         list(read_items(run_dir / "traces"))
 
 

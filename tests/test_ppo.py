@@ -222,4 +222,5 @@ def test_ppo_finds_the_best_policy_and_its_values(critic: str, tmp_path: Path) -
     model = run.models["critic" if critic == "own" else "policy"]
     values = score_traces(model, [trace], head="value")[0]
     found = method.scale.restore(values[np.flatnonzero(trace.sampled) - 1])
-    assert found == pytest.approx([0.81, 0.9, 1.0], abs=0.12)
+    # neighbours differ by 0.1: a critic that says the same everywhere is further off
+    assert found == pytest.approx([0.81, 0.9, 1.0], abs=0.03)

@@ -64,6 +64,17 @@ def test_grades_to_policy_in_one_command(tmp_path: Path, monkeypatch: pytest.Mon
     assert wanted <= set(found["final"]["test"])
     assert found["baseline"]["test"]["kl"] == pytest.approx(0.0, abs=1e-3)
     assert 'id="hacking"' in (tmp_path / "run" / "report.html").read_text()
+    # a budget of KL ends a run where it is passed; the reward model learns fresh labels meanwhile
+    words = ("monitor.kl_budget=0.01", "train.optimiser.lr=0.01", "reward_model.fresh=16", "reward_model.fresh_every=1")
+    done = result(start("train", "ppo.yaml", *words, "--out", "ended", cwd=tmp_path, stderr=tmp_path / "said"))
+    assert (done["status"], done["kl_budget"], done["steps"]) == ("finished", 2, 2)
+    assert "alarm" not in done
+    assert rows(tmp_path / "ended")[-1]["hacking/kl_budget"] == 1.0
+    assert (tmp_path / "ended" / "checkpoints" / "step_000002").is_dir()
+    assert "has passed its budget of 0.01; the run ends" in (tmp_path / "said").read_text()
+    ended = [row for row in rows(tmp_path / "ended") if row["kind"] == "train"]
+    learnt = [row["flops/scoring"] for row in ended]
+    assert learnt[1] > 3 * learnt[0]
     kept = list((tmp_path / "cache").rglob("reward.json"))
     assert len(kept) == 1
     assert (kept[0].parent / "member1" / "head.safetensors").is_file()

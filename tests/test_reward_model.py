@@ -112,8 +112,19 @@ def test_the_scale_comes_from_the_data() -> None:
     assert (found["mean"], found["std"]) == (pytest.approx(means.mean()), pytest.approx(means.std()))
     assert (found["written_score"], found["within"]) == (4.0, pytest.approx(1.0))
     assert RewardModel.settle({"name": "reward_model", "mean": 7.0}, lambda: tasks)["mean"] == 7.0
+    zeros = {"mean": 0.0, "written_score": 0.0, "within": 0.0}
+    found = RewardModel.settle({"name": "reward_model", **zeros}, lambda: tasks)
+    assert {name: found[name] for name in zeros} == zeros
+    assert found["std"] == pytest.approx(means.std())
     with pytest.raises(ValueError, match="needs graded answers"):
         RewardModel.settle({"name": "reward_model"}, lambda: [Task("t", "x", "y")])
+
+
+def test_members_that_would_stay_alike_are_refused() -> None:
+    for trunk in ("shared", "separate"):
+        with pytest.raises(ValueError, match=r"the 2 members begin alike.*; set members to 1 or bootstrap to true"):
+            RewardModelConfig(members=2, trunk=trunk, bootstrap=False)
+    assert not RewardModelConfig(members=1, bootstrap=False).bootstrap
 
 
 @pytest.mark.parametrize("trunk", ["shared", "separate"])
@@ -186,13 +197,16 @@ def test_one_members_loss_is_the_weighted_squared_error(folder: str) -> None:
 
 
 def test_regression_figures_by_hand() -> None:
-    predicted, score = np.array([1.0, 2.0, 3.0]), np.array([1.5, 2.0, 2.5])
-    raters = [np.array([1.0, 2.0]), np.array([2.0]), np.array([2.0, 3.0])]
-    found = regression_figures(predicted, score, np.array([0.5, 0.0, 0.5]), raters, 2.0)
-    assert found["mse"] == pytest.approx(0.5 / 3)
-    assert found["mse_mean_predictor"] == pytest.approx(0.5 / 3)
-    assert found["noise_floor"] == pytest.approx(0.25)  # two items of two raters: variance 1/2 over 2
-    assert (found["calibration_slope"], found["calibration_offset"]) == (pytest.approx(0.5), pytest.approx(1.0))
+    predicted, score = np.array([1.0, 2.0, 3.0]), np.array([1.5, 2.0, 3.5])
+    raters = [np.array([1.0, 2.0]), np.array([2.0]), np.array([3.0, 3.5, 4.0])]
+    found = regression_figures(predicted, score, np.array([0.5, 0.0, 0.5]), raters, 1.0)
+    assert found["mse"] == pytest.approx((0.25 + 0.0 + 0.25) / 3)
+    assert found["mse_mean_predictor"] == pytest.approx((0.25 + 1.0 + 6.25) / 3)
+    assert found["noise_floor"] == pytest.approx(
+        (0.5 / 2 + 0.25 / 3) / 2
+    )  # variance over raters, of items that have several
+    assert (found["calibration_slope"], found["calibration_offset"]) == (pytest.approx(1.0), pytest.approx(1 / 3))
+    assert (found["ensemble_spread"], found["items"]) == (pytest.approx(1 / 3), 3)
     assert found["spread_tells_error"] == pytest.approx(1.0)
 
 
@@ -294,15 +308,21 @@ def test_false_alarms_are_rare_where_nothing_falls() -> None:
 
 def test_the_monitor_says_why_the_run_ends() -> None:
     fallen = rows([1.0, 1.7, 1.7, 1.7, 0.9], [0.1 * i for i in range(5)])
-    said, ends = HackingMonitor(component="rater", stop=True).verdict(fallen)
-    assert "being gamed" in said
-    assert ends
+    said = HackingMonitor(component="rater", stop=True).verdict(fallen)
+    assert "being gamed" in said.alarm
+    assert (said.kl_budget, said.ends) == ("", True)
+    assert not HackingMonitor(component="rater").verdict(fallen).ends
     calm = rows([1.0, 1.1, 1.2], [0.0, 0.1, 0.2])
-    assert HackingMonitor().verdict(calm) == ("", False)
-    calm[-1]["kl"] = 5.0
-    said, ends = HackingMonitor(kl_budget=4.0).verdict(calm)
-    assert "budget of 4" in said
-    assert ends
+    assert HackingMonitor().verdict(calm) == ("", "", False)
+    # a budget of KL is no alarm, and an alarm that ends nothing does not hide it
+    calm[-1]["kl"] = fallen[-1]["kl"] = 5.0
+    said = HackingMonitor(kl_budget=4.0).verdict(calm)
+    assert "budget of 4" in said.kl_budget
+    assert (said.alarm, said.ends) == ("", True)
+    said = HackingMonitor(component="rater", kl_budget=4.0).verdict(fallen)
+    assert "being gamed" in said.alarm
+    assert "budget of 4" in said.kl_budget
+    assert said.ends
 
 
 def test_figures_of_an_evaluation() -> None:

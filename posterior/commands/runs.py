@@ -96,7 +96,8 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         checkpoint=args.checkpoint,
     )
     if not args.json:
-        print(table(result))
+        read = [regression(name, figures) for name, figures in result["splits"].items() if "mse" in figures]
+        print("\n".join([result["target"], *read]) if read else table(result))
     return result
 
 
@@ -186,7 +187,7 @@ def _show_run(result: Mapping[str, Any], args: argparse.Namespace) -> None:
     before, after = result.get("baseline") or {}, result.get("final") or {}
     for split in after:
         if "mse" in after[split]:
-            print(_regression(split, after[split]))
+            print(regression(split, after[split]))
             continue
         line = f"{split}: pass@1 {_interval(after[split])}"
         print(line + (f", before {_interval(before[split])}" if split in before else ""))
@@ -198,9 +199,18 @@ def _show_run(result: Mapping[str, Any], args: argparse.Namespace) -> None:
         print(f"report: {result['report']}")
 
 
-def _regression(split: str, figures: Mapping[str, Any]) -> str:
-    floor = f", raters' noise {figures['noise_floor']:.3f}" if "noise_floor" in figures else ""
-    return f"{split}: squared error {figures['mse']:.3f}, mean predictor {figures['mse_mean_predictor']:.3f}{floor}"
+def regression(split: str, figures: Mapping[str, Any]) -> str:
+    """One line on how well a reward model knows the scores of a split."""
+    names = {
+        "mse": "squared error",
+        "mse_mean_predictor": "mean predictor",
+        "noise_floor": "raters' noise",
+        "correlation": "correlation",
+        "calibration_slope": "calibration slope",
+        "calibration_offset": "offset",
+    }
+    known = [f"{told} {figures[key]:.3f}" for key, told in names.items() if figures.get(key) is not None]
+    return f"{split}: {', '.join(known) or 'no item has a score'}"
 
 
 def _interval(figures: Mapping[str, Any]) -> str:
