@@ -130,6 +130,10 @@ def measures(found: Mapping[str, list[Curve]]) -> list[Measure]:
     first = next(iter(found))
     seeds = range(len(found[first]))
     least = [max(0.0, min(float((c[s].proxy - c[s].proxy[0]).max()) for c in found.values())) for s in seeds]
+    gaps = {
+        arm: [level - c.gold_gained(level) for c, level in zip(curves, least, strict=True)]
+        for arm, curves in found.items()
+    }
 
     for arm, curves in found.items():
         out += over_seeds(f"{arm}_proxy_gain", [float(c.proxy[-1] - c.proxy[0]) for c in curves])
@@ -142,7 +146,10 @@ def measures(found: Mapping[str, list[Curve]]) -> list[Measure]:
             out += over_seeds(
                 f"{arm}_minus_{first}_gold_end", [float(c.gold[-1]) - b for c, b in zip(curves, before, strict=True)]
             )
-        out += over_seeds(f"{arm}_gap", [level - c.gold_gained(level) for c, level in zip(curves, least, strict=True)])
+        out += over_seeds(f"{arm}_gap", gaps[arm])
+        if arm != first:
+            paired = zip(gaps[arm], gaps[first], strict=True)
+            out += over_seeds(f"{arm}_minus_{first}_gap", [a - b for a, b in paired])
         fell = [c for c in curves if c.gold[c.peak] - c.gold[-1] > PEAK]
         out.append(Measure(f"{arm}_gold_falls", len(fell), f"of {len(curves)} seeds"))
         out.append(Measure(f"{arm}_alarms", sum(c.alarm is not None for c in curves), f"of {len(curves)} seeds"))
