@@ -118,6 +118,22 @@ def test_nothing_of_a_failed_proof_stays(coq: CoqBackend) -> None:
     assert session.goals().goals[0].conclusion == "forall p q : Prop, p /\\ q -> q /\\ p"
 
 
+def test_the_same_step_is_asked_once() -> None:
+    backend = CoqBackend()
+    first, second = backend.open(SWAP), backend.open(SWAP)
+    replies = [first.step(tactic) for tactic in (*PROOF[:2], "foo .")]
+    sent = backend.session("")._sent
+    assert [second.step(tactic) for tactic in (*PROOF[:2], "foo .")] == replies
+    assert backend.session("")._sent == sent
+    assert [bool(reply.error) for reply in replies] == [False, False, True]
+    assert second.goals() == first.goals() == replies[1]
+    # the session never went where `second` stands, and goes there when it is asked for something new
+    assert not any(second.step(tactic).error for tactic in PROOF[2:])
+    assert second.verdict().proved
+    assert backend.open(Theorem("True")).step("intros p q h .").error  # another theorem, the same tactic
+    backend.close()
+
+
 def test_a_checker_that_is_made_to_end_refuses_the_proof() -> None:
     backend = CoqBackend(read=lambda text: [text])
     assert not backend.check(SWAP, "Quit .").proved

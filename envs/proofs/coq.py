@@ -46,7 +46,7 @@ _IMPORTS = re.compile(
     r"(?:^|(?<=\s))(?:(?:From\s+\S+\s+)?Require\s+(?:Import|Export)|Import|(?:Local\s+|Global\s+)?Open\s+Scope)\s.*?\.(?=\s|$)",
     re.DOTALL,
 )
-_KEPT_VERDICTS = 20_000
+_KEPT_VERDICTS, _KEPT_REPLIES = 20_000, 20_000
 _HEADERS = 3
 """Headers of which a warm session is kept."""
 
@@ -66,6 +66,7 @@ class CoqBackend(ProofBackend):
         self._sessions: OrderedDict[str, Coqtop] = OrderedDict()
         self._headers: dict[str, tuple[Path, str]] = {}
         self._verdicts: OrderedDict[tuple[Theorem, tuple[str, ...]], Future[Verdict]] = OrderedDict()
+        self._replies: OrderedDict[tuple[Theorem, tuple[str, ...], str], Reply] = OrderedDict()
         self._queue = _Batches(self.certify)
 
     @classmethod
@@ -128,10 +129,25 @@ class CoqBackend(ProofBackend):
         self._sessions.move_to_end(header)
         return self._sessions[header]
 
+    def look(self, theorem: Theorem, done: tuple[str, ...], sentence: str) -> Reply:
+        """What a tactic leads to behind those that are done; raises what `Coqtop.look` raises. Asked again it is read from memory: the
+        episodes of a group begin alike, and play in turns, so that each would have to lead the one session back to its own place."""
+        key = (theorem, done, sentence)
+        with self._lock:
+            reply = self._replies.get(key)
+            if reply is None:
+                error, goals, closed = self.session(theorem.header).look([_opened(theorem), *done], sentence)
+                reply = self._replies[key] = Reply(tuple(goals), error, closed)
+                while len(self._replies) > _KEPT_REPLIES:
+                    self._replies.popitem(last=False)
+        return reply
+
     def forget(self) -> None:
-        """Drop the verdicts that are kept."""
+        """Drop the verdicts and replies that are kept."""
         with self._kept:
             self._verdicts.clear()
+        with self._lock:
+            self._replies.clear()
 
     def process_ids(self) -> list[int]:
         """The warm sessions' outermost processes on this machine, for tests."""
@@ -238,9 +254,12 @@ class CoqSession(ProofSession):
 
     def goals(self) -> Reply:
         try:
-            return self._look()
-        except Stuck as error:  # it passed its limits before
-            raise InfraError(f"a proof that ran before does not now: {error}") from None
+            with self._backend.lock:
+                top = self._backend.session(self._theorem.header)
+                error, goals, closed = top.look([_opened(self._theorem), *self._script])
+        except Stuck as stuck:  # it passed its limits before
+            raise InfraError(f"a proof that ran before does not now: {stuck}") from None
+        return Reply(tuple(goals), error, closed)
 
     def step(self, tactic: str) -> Reply:
         try:
@@ -250,7 +269,7 @@ class CoqSession(ProofSession):
         if len(sentences) > 1:
             return Reply(error="refused: more than one tactic")
         try:
-            reply = self._look(sentences[0])
+            reply = self._backend.look(self._theorem, self._script, sentences[0])
         except Stuck as stuck:
             return Reply(error=str(stuck))
         if not reply.error:
@@ -265,12 +284,6 @@ class CoqSession(ProofSession):
 
     def verdict(self) -> Verdict:
         return self._backend.check_script(self._theorem, self._script)
-
-    def _look(self, sentence: str | None = None) -> Reply:
-        with self._backend.lock:
-            top = self._backend.session(self._theorem.header)
-            error, goals, closed = top.look([_opened(self._theorem), *self._script], sentence)
-        return Reply(tuple(goals), error, closed)
 
 
 def _opened(theorem: Theorem) -> str:
