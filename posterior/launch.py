@@ -82,7 +82,7 @@ def make_plan(config: RunConfig) -> Plan:
         )
     check_env(config)
     model = model_path(config)  # may take a run of its own: behind what needs no model
-    load_config(model, config.model.trust_remote_code)
+    _check_positions(config, model)
     stop_ids(model, load_tokenizer(model, config.model.trust_remote_code))
     options = dict(config.algorithm)
     if config.train.shuffle_rewards:
@@ -111,6 +111,18 @@ def make_plan(config: RunConfig) -> Plan:
         except ValueError as error:
             raise ConfigError(f"role {role}: {error}") from error
     return Plan(config, model, sampling, make, roles, learned, algorithm.plays, [os.getcwd()])
+
+
+def _check_positions(config: RunConfig, model: str) -> None:
+    """Raises ConfigError where traces may be longer than the model can read; ModelError where it cannot be loaded."""
+    given = load_config(model, config.model.trust_remote_code).get_text_config()
+    rope = getattr(given, "rope_parameters", None) or getattr(given, "rope_scaling", None) or {}
+    positions = getattr(given, "max_position_embeddings", None)
+    if positions and config.model.max_length > positions and rope.get("rope_type", "default") == "default":
+        raise ConfigError(
+            f"model.max_length is {config.model.max_length}, but the model {config.model.path} has {positions} positions; "
+            f"set model.max_length to at most {positions}, or begin from a model with more"
+        )
 
 
 def _check_sharding(config: RunConfig, roles: Mapping[str, RoleSpec]) -> None:

@@ -177,6 +177,16 @@ def test_what_needs_no_model_is_refused_first(monkeypatch: pytest.MonkeyPatch) -
     assert trained == []
 
 
+def test_longer_traces_than_the_model_has_positions_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    instead_of_training(monkeypatch)
+    for family in ("gpt2", "llama"):
+        scratch = {**WALKER["model"]["scratch"], "family": family}
+        write("base.yaml", model={"scratch": scratch})
+        mine = write("mine.yaml", model={"path": "base.yaml", "max_length": 25})
+        assert "base.yaml has 24 positions; set model.max_length to at most 24" in refused(mine)
+        assert launch.make_plan(load(write("mine.yaml", model={"path": "base.yaml"})).config)
+
+
 def test_of_two_at_once_one_trains_and_the_other_waits(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
