@@ -228,12 +228,15 @@ def test_the_environment_grades_and_snapshots() -> None:
     async def play() -> None:
         assert task.walkthrough is not None
         await env.reset(task, 0)
+        lost = await env.step("apply nowhere .")
+        assert lost.observation == f"error unknown |- {task.meta['statement']}"
+        await env.reset(task, 0)
         for move in task.walkthrough[:-1]:
             step = await env.step(move.action)
             assert (step.observation, step.reward, step.terminated) == (move.observation, 0.0, False)
-        state = env.snapshot()
+        state, shown = env.snapshot(), task.walkthrough[-2].observation
         failed = await env.step("apply nowhere .")
-        assert failed.observation == "error unknown"
+        assert failed.observation == f"error unknown {shown}"
         branch = ProofSteps(count=12)
         branch.restore(state)
         for player in (branch, env):
@@ -245,7 +248,7 @@ def test_the_environment_grades_and_snapshots() -> None:
         env.restore(state)
         steps = [await env.step("foo .") for _ in range(5)]
         assert [step.truncated for step in steps] == [False, False, False, False, True]
-        assert steps[0].observation == "error unknown"
+        assert steps[0].observation == f"error unknown {shown}"
 
     asyncio.run(play())
 

@@ -136,7 +136,8 @@ class Proofs(Proving, SingleTurnEnv):
 
 
 class ProofSteps(Proving, Env):
-    """Prove a statement one tactic at a time; after each the goals are shown, or a short error, which costs the turn.
+    """Prove a statement one tactic at a time; after each the goals are shown. One that fails costs its turn: an error is put before the
+    goals, which are the same again, so that whoever has only read proofs without a failure stands where it knows its way.
 
     slack: turns beyond the known proof's length. turns: where no proof is known, and the most in any case. errors: "short" (one word of
     few) or "full" (the checker's own message). The other arguments are those of `proofs`. `snapshot` and `restore` branch an episode.
@@ -160,6 +161,7 @@ class ProofSteps(Proving, Env):
         self._session: ProofSession | None = None
         self._theorem = Theorem("")
         self._turns = self._limit = 0
+        self._goals = ""
 
     def tasks(self, split: str) -> Sequence[Task]:
         return _Walked(self, self.problems(split))
@@ -179,7 +181,7 @@ class ProofSteps(Proving, Env):
         return [move.action for move in task.walkthrough] if task.walkthrough else None
 
     async def reset(self, task: Task, seed: int) -> Observation:
-        self._theorem, self._turns, self._limit = self.theorem(task), 0, task.meta["limit"]
+        self._theorem, self._turns, self._limit, self._goals = self.theorem(task), 0, task.meta["limit"], ""
         self._session = self.backend.open(self._theorem)
         return Observation()
 
@@ -193,7 +195,11 @@ class ProofSteps(Proving, Env):
             verdict = await _aside(self._session.verdict)
             grade = Grade(float(verdict.proved), {"turns": float(self._turns)}, note=verdict.note)
             return Step("", grade.value, terminated=True, grade=grade)
-        observation = wording.error(reply.error, self.errors == "short") if reply.error else wording.goals(reply)
+        if not reply.error or not self._goals:
+            self._goals = wording.goals(await _aside(self._session.goals) if reply.error else reply)
+        observation = self._goals
+        if reply.error:
+            observation = f"{wording.error(reply.error, self.errors == 'short')} {observation}"
         if self._turns < self._limit:
             return Step(observation, 0.0, terminated=False)
         grade = Grade(0.0, {"turns": float(self._turns)}, note=reply.error[:200])
@@ -207,6 +213,7 @@ class ProofSteps(Proving, Env):
 
     def restore(self, state: bytes) -> None:
         statement, script, self._turns, self._limit = json.loads(state)
+        self._goals = ""
         self._theorem = Theorem(statement, self.source.header)
         self._session = self.backend.open(self._theorem, tuple(script))
 
