@@ -133,8 +133,11 @@ class CoqBackend(ProofBackend):
         """What a tactic leads to behind those that are done; raises what `Coqtop.look` raises. Asked again it is read from memory: the
         episodes of a group begin alike, and play in turns, so that each would have to lead the one session back to its own place."""
         key = (theorem, done, sentence)
+        reply = self._replies.get(key)
+        if reply is not None:
+            return reply
         with self._lock:
-            reply = self._replies.get(key)
+            reply = self._replies.get(key)  # another may have asked while this one waited for the session
             if reply is None:
                 error, goals, closed = self.session(theorem.header).look([_opened(theorem), *done], sentence)
                 reply = self._replies[key] = Reply(tuple(goals), error, closed)
