@@ -114,11 +114,13 @@ def make_plan(config: RunConfig) -> Plan:
 
 
 def _check_positions(config: RunConfig, model: str) -> None:
-    """Raises ConfigError where traces may be longer than the model can read; ModelError where it cannot be loaded."""
+    """Raises ConfigError where traces of the length that is asked for are longer than the model can read, and ModelError where it cannot be
+    loaded. The default length asks for nothing."""
     given = load_config(model, config.model.trust_remote_code).get_text_config()
     rope = getattr(given, "rope_parameters", None) or getattr(given, "rope_scaling", None) or {}
     positions = getattr(given, "max_position_embeddings", None)
-    if positions and config.model.max_length > positions and rope.get("rope_type", "default") == "default":
+    asked = "max_length" in config.model.model_fields_set
+    if asked and positions and config.model.max_length > positions and rope.get("rope_type", "default") == "default":
         raise ConfigError(
             f"model.max_length is {config.model.max_length}, but the model {config.model.path} has {positions} positions; "
             f"set model.max_length to at most {positions}, or begin from a model with more"
