@@ -66,7 +66,7 @@ class CoqBackend(ProofBackend):
         self._sessions: OrderedDict[str, Coqtop] = OrderedDict()
         self._headers: dict[str, tuple[Path, str]] = {}
         self._verdicts: OrderedDict[tuple[Theorem, tuple[str, ...]], Future[Verdict]] = OrderedDict()
-        self._replies: OrderedDict[tuple[Theorem, tuple[str, ...], str], Reply] = OrderedDict()
+        self._replies: OrderedDict[tuple[Theorem, tuple[str, ...], str | None], Reply] = OrderedDict()
         self._queue = _Batches(self.certify)
 
     @classmethod
@@ -129,9 +129,9 @@ class CoqBackend(ProofBackend):
         self._sessions.move_to_end(header)
         return self._sessions[header]
 
-    def look(self, theorem: Theorem, done: tuple[str, ...], sentence: str) -> Reply:
-        """What a tactic leads to behind those that are done; raises what `Coqtop.look` raises. Asked again it is read from memory: the
-        episodes of a group begin alike, and play in turns, so that each would have to lead the one session back to its own place."""
+    def look(self, theorem: Theorem, done: tuple[str, ...], sentence: str | None = None) -> Reply:
+        """What a tactic leads to behind those that are done, or where these stand; raises what `Coqtop.look` raises. Asked again it is
+        read from memory: the episodes of a group begin alike, and play in turns, so that each would have to lead the one session back."""
         key = (theorem, done, sentence)
         reply = self._replies.get(key)
         if reply is not None:
@@ -257,12 +257,9 @@ class CoqSession(ProofSession):
 
     def goals(self) -> Reply:
         try:
-            with self._backend.lock:
-                top = self._backend.session(self._theorem.header)
-                error, goals, closed = top.look([_opened(self._theorem), *self._script])
-        except Stuck as stuck:  # it passed its limits before
-            raise InfraError(f"a proof that ran before does not now: {stuck}") from None
-        return Reply(tuple(goals), error, closed)
+            return self._backend.look(self._theorem, self._script)
+        except Stuck as error:  # it passed its limits before
+            raise InfraError(f"a proof that ran before does not now: {error}") from None
 
     def step(self, tactic: str) -> Reply:
         try:

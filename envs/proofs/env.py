@@ -161,7 +161,6 @@ class ProofSteps(Proving, Env):
         self._session: ProofSession | None = None
         self._theorem = Theorem("")
         self._turns = self._limit = 0
-        self._goals = ""
 
     def tasks(self, split: str) -> Sequence[Task]:
         return _Walked(self, self.problems(split))
@@ -181,7 +180,7 @@ class ProofSteps(Proving, Env):
         return [move.action for move in task.walkthrough] if task.walkthrough else None
 
     async def reset(self, task: Task, seed: int) -> Observation:
-        self._theorem, self._turns, self._limit, self._goals = self.theorem(task), 0, task.meta["limit"], ""
+        self._theorem, self._turns, self._limit = self.theorem(task), 0, task.meta["limit"]
         self._session = self.backend.open(self._theorem)
         return Observation()
 
@@ -195,9 +194,7 @@ class ProofSteps(Proving, Env):
             verdict = await _aside(self._session.verdict)
             grade = Grade(float(verdict.proved), {"turns": float(self._turns)}, note=verdict.note)
             return Step("", grade.value, terminated=True, grade=grade)
-        if not reply.error or not self._goals:
-            self._goals = wording.goals(await _aside(self._session.goals) if reply.error else reply)
-        observation = self._goals
+        observation = wording.goals(await _aside(self._session.goals) if reply.error else reply)
         if reply.error:
             observation = f"{wording.error(reply.error, self.errors == 'short')} {observation}"
         if self._turns < self._limit:
@@ -213,7 +210,6 @@ class ProofSteps(Proving, Env):
 
     def restore(self, state: bytes) -> None:
         statement, script, self._turns, self._limit = json.loads(state)
-        self._goals = ""
         self._theorem = Theorem(statement, self.source.header)
         self._session = self.backend.open(self._theorem, tuple(script))
 
