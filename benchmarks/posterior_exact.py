@@ -146,10 +146,10 @@ def base_model(path: str | None, quick: bool) -> str:
 
         folder = Path(tempfile.mkdtemp(prefix="posterior-bench-")) / "model"
         return str(write_model(folder, Walk().words(), family="gpt2", layers=1, width=16, heads=2, length=24, seed=0))
-    from posterior.config import Model, RunConfig
+    from posterior.config import EnvConfig, Model, RunConfig
     from posterior.warm_start import trained
 
-    return str(trained(RunConfig(model=Model(path=CONFIG))))
+    return str(trained(RunConfig(model=Model(path=CONFIG), env=EnvConfig(name="walk"))))
 
 
 def run(args: argparse.Namespace) -> list[Measure]:
