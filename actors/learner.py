@@ -360,7 +360,7 @@ class Learner:
 
     def score(self, role: str, spec: RoleSpec, groups: Sequence[Group], version: int, *, charge: bool = True) -> None:
         """Have a role read a batch. charge: count its work as training's."""
-        traces = [t for g in groups for t in g.live]
+        traces = self.algorithm.to_read(role, groups)
         if charge:
             self.flops_scoring += self.flops.forward(self._lengths(spec, traces))
         if spec.trainable:

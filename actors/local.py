@@ -171,7 +171,7 @@ class LocalRun:
             if spec.scores and spec.trainable:
                 self.updater.score(role, groups, self.version)
             elif spec.scores:
-                traces = [trace for group in groups for trace in group.live]
+                traces = self.algorithm.to_read(role, groups)
                 values = score_traces(
                     self.models[role],
                     traces,

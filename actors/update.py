@@ -154,7 +154,7 @@ class Updater:
 
     def score(self, role: str, groups: Sequence[Group], version: int) -> None:
         """Have a trainable role read the batch under its current weights; writes `Trace.scores[role]` on every rank."""
-        traces = [trace for group in groups for trace in group.live]
+        traces = self.algorithm.to_read(role, groups)
         heads = self.specs[role].head.split("+")
         self._read(role, role, heads[0], traces, version)
         for head in heads[1:]:

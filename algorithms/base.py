@@ -126,6 +126,10 @@ class Algorithm:
         """
         return {}
 
+    def to_read(self, role: str, groups: Sequence[Group]) -> list[Trace]:
+        """What a role that scores reads of a batch, before `credit`: by default every live trace."""
+        return [trace for group in groups for trace in group.live]
+
     def trains(self, role: str, trace: Trace) -> bool:
         """Whether a trainable role learns from a trace, after `credit`: by default from every one that carries weights."""
         return bool(trace.weights)

@@ -116,6 +116,9 @@ class Helper(PosteriorMethod):
                 out.append(own)
         return out
 
+    def to_read(self, role: str, groups: Sequence[Group]) -> list[Trace]:
+        return [trace for trace in super().to_read(role, groups) if not trace.meta.get(SLEEP)]
+
     def credit(self, groups: Sequence[Group]) -> dict[str, float]:
         """Of thoughts with y* as the family does, but for stage 1; and "fit" (a mask) with "fit_weight" for the helper."""
         awake = [replace(g, traces=[t for t in g.traces if not t.meta.get(SLEEP)]) for g in groups]
