@@ -5,17 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.posterior_exact import CONFIG
+from benchmarks.posterior_exact import base_model
 from benchmarks.posterior_refit import follow
 from envs.walk import Walk
-from posterior.config import Model, RunConfig
-from posterior.warm_start import trained
 
 
 @pytest.mark.slow
 def test_a_frozen_helper_plateaus_and_a_refitted_one_passes_it() -> None:
     torch.set_num_threads(1)
-    path = str(trained(RunConfig(model=Model(path=CONFIG))))
+    path = base_model(None, quick=False)
     tasks = list(Walk().tasks("train"))[:8]
     frozen = follow(path, tasks, "never", first=40, steps=150, seed=0)
     refitted = follow(path, tasks, "always", first=40, steps=150, seed=0)
