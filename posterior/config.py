@@ -23,6 +23,8 @@ EMBEDDED = "embedded"
 """Model path that stands for the toy model inside the package."""
 SCRATCH = "scratch"
 """Model path that stands for random weights."""
+DEFAULT_LENGTH = 512
+"""Of prompt and answer together, in tokens, where a configuration names none and the model can read as much."""
 
 
 class Section(BaseModel):
@@ -87,8 +89,8 @@ class Model(Section):
     detached (a control); and with `,turn` behind it (exact,turn) only within a turn of an episode."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Weights and arithmetic of sampler and learner (bfloat16: the learner keeps float32 master weights)."""
-    max_length: PositiveInt = 512
-    """Longest sequence, prompt and answer together, in tokens."""
+    max_length: PositiveInt | None = None
+    """Longest sequence, prompt and answer together, in tokens (null: 512, or what the model can read if that is less)."""
     lora: Lora | None = None
     """Train low-rank adapters instead of all weights (peft); the sampler gets the merged weights."""
     trust_remote_code: bool = False

@@ -118,7 +118,7 @@ def _engine(resolved: Resolved) -> list[Check]:
         with cluster(config.resources, launch.needed_resources(plan, learners=False)):
             sampler = launch.start_samplers(plan, armed=True)[0]
             model = load_role(plan.model, trust_remote_code=config.model.trust_remote_code).eval()
-            longest = max(1, config.model.max_length - params.max_tokens - params.latents - 1)
+            longest = max(1, plan.max_length - params.max_tokens - params.latents - 1)
             for n, length in ((1, min(8, longest)), (16, min(64, longest)), (4, longest)):
                 start = time.perf_counter()
                 asked = prefixes(n, length)

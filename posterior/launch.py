@@ -30,7 +30,7 @@ from models.flops import head_size
 from models.forward import Distribution
 from models.loading import check_model_path, load_config, load_tokenizer, stop_ids
 from models.roles import RoleSpec
-from posterior.config import RunConfig
+from posterior.config import DEFAULT_LENGTH, RunConfig
 from posterior.config_load import ConfigError, is_configuration
 from posterior.prepare import model_path
 from posterior.targets import open_target
@@ -67,6 +67,13 @@ class Plan:
     path: list[str] = field(default_factory=list)
 
     @cached_property
+    def max_length(self) -> int:
+        """Of prompt and answer together, in tokens."""
+        return self.config.model.max_length or min(
+            DEFAULT_LENGTH, _positions(self.config, self.model) or DEFAULT_LENGTH
+        )
+
+    @cached_property
     def distribution(self) -> Distribution:
         if self.make_algorithm().offline:
             return Distribution()  # given answers have the likelihood that the model itself gives them
@@ -75,10 +82,11 @@ class Plan:
 
 def make_plan(config: RunConfig) -> Plan:
     """Check what can be checked without starting anything. Raises ConfigError and its kin, one sentence each."""
-    if config.sampling.max_tokens >= config.model.max_length:
+    longest = config.model.max_length or DEFAULT_LENGTH
+    if config.sampling.max_tokens >= longest:
         raise ConfigError(
             f"sampling.max_tokens is {config.sampling.max_tokens}, which leaves no room for a prompt in model.max_length "
-            f"{config.model.max_length}; raise model.max_length or lower sampling.max_tokens"
+            f"{longest}; raise model.max_length or lower sampling.max_tokens"
         )
     check_env(config)
     model = model_path(config)  # may take a run of its own: behind what needs no model
@@ -114,17 +122,22 @@ def make_plan(config: RunConfig) -> Plan:
 
 
 def _check_positions(config: RunConfig, model: str) -> None:
-    """Raises ConfigError where traces of the length that is asked for are longer than the model can read, and ModelError where it cannot be
-    loaded. The default length asks for nothing."""
-    given = load_config(model, config.model.trust_remote_code).get_text_config()
-    rope = getattr(given, "rope_parameters", None) or getattr(given, "rope_scaling", None) or {}
-    positions = getattr(given, "max_position_embeddings", None)
-    asked = "max_length" in config.model.model_fields_set
-    if asked and positions and config.model.max_length > positions and rope.get("rope_type", "default") == "default":
+    """Raises ConfigError where the traces that are asked for are longer than what the model can read, and ModelError where it cannot be
+    loaded."""
+    positions, longest = _positions(config, model), config.model.max_length
+    if positions and longest and longest > positions:
         raise ConfigError(
-            f"model.max_length is {config.model.max_length}, but the model {config.model.path} has {positions} positions; "
+            f"model.max_length is {longest}, but the model {config.model.path} has {positions} positions; "
             f"set model.max_length to at most {positions}, or begin from a model with more"
         )
+
+
+def _positions(config: RunConfig, model: str) -> int | None:
+    """How many tokens a model can read; None where its configuration sets no end, or stretches it. Raises ModelError."""
+    given = load_config(model, config.model.trust_remote_code).get_text_config()
+    rope = getattr(given, "rope_parameters", None) or getattr(given, "rope_scaling", None) or {}
+    stretched = rope.get("rope_type", "default") != "default"
+    return None if stretched else getattr(given, "max_position_embeddings", None)
 
 
 def _check_sharding(config: RunConfig, roles: Mapping[str, RoleSpec]) -> None:
@@ -304,7 +317,7 @@ def start_samplers(plan: Plan, *, armed: bool, path: str | None = None) -> list[
     tokenizer = load_tokenizer(plan.model, config.model.trust_remote_code)
     common: dict[str, Any] = {
         "dtype": config.model.dtype,
-        "max_length": config.model.max_length,
+        "max_length": plan.max_length,
         "stop_ids": stop_ids(plan.model, tokenizer),
         "trust_remote_code": config.model.trust_remote_code,
         "armed": armed,
@@ -396,7 +409,7 @@ def start_collector(plan: Plan, diary: Diary | None = None) -> Any:
         batch_groups=config.train.batch_groups,
         staleness=config.train.staleness,
         sampling=plan.sampling,
-        max_length=config.model.max_length,
+        max_length=plan.max_length,
         train_split=train_split(config, make(config.env.name, config.env.args).splits()),
         reward_weight=float(config.reward.get("env", 0.0)),
         learned=plan.learned,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from models.loading import check_model_path, load_config
-from posterior.config import EMBEDDED, SCRATCH, RunConfig
+from posterior.config import DEFAULT_LENGTH, EMBEDDED, SCRATCH, RunConfig
 from posterior.config_load import ConfigError, is_configuration
 
 
@@ -66,7 +66,11 @@ def _scratch(config: RunConfig) -> Path:
         raise ConfigError(
             f"model.path: scratch needs an environment that lists its words, and {config.env.name} does not; give a model folder instead"
         )
-    options = {**config.model.scratch.model_dump(), "length": config.model.max_length, "seed": config.seed}
+    options = {
+        **config.model.scratch.model_dump(),
+        "length": config.model.max_length or DEFAULT_LENGTH,
+        "seed": config.seed,
+    }
     folder = cache_folder("scratch", words, options)
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -25,6 +25,8 @@ import yaml
 from actors.env_worker import EnvFault, EnvWorker
 from envs.base import Task
 from posterior import cli
+from posterior.config_load import load
+from posterior.launch import make_plan
 
 ROOT = Path(__file__).resolve().parents[1]
 Fails = Callable[..., str]
@@ -172,6 +174,17 @@ def test_heads_that_the_sampler_cannot_compute(fails: Fails, here: Path, tiny_mo
     said = train(fails, here, f"model.path={model}")
     assert "have 16 dimensions, and vLLM on a CPU takes 32, 64, " in said
     assert "resources.sampler_gpus" in said
+
+
+def test_longer_than_the_model_reads(fails: Fails, here: Path, tiny_model: Callable[..., Path]) -> None:
+    """A length that is asked for must fit; the default takes what there is."""
+    model = here / "model"
+    shutil.copytree(tiny_model(), model)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 96}))
+    said = train(fails, here, f"model.path={model}", "sampling.max_tokens=64", "model.max_length=97")
+    assert f"model.max_length is 97, but the model {model} has 96 positions; set model.max_length to at most 96" in said
+    assert make_plan(load(None, [f"model.path={model}"]).config).max_length == 96
 
 
 # What a plan cannot hold
