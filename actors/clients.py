@@ -388,7 +388,8 @@ def unwrap(error: BaseException) -> BaseException:
 
 def cause(error: BaseException) -> str:
     """Why an actor died, in a few words: Ray's own are a page, and name every reason there could be."""
-    lines = [line.strip() for line in str(unwrap(error)).strip().splitlines() if line.strip()]
+    lines = [line.strip() for line in str(unwrap(error)).splitlines()]
+    lines = [line for line in lines if line and not line.startswith("For further information visit")]  # pydantic's last
     if isinstance(error, EngineDied):
         return lines[-1] if lines else "the engine died"
     if isinstance(error, RayActorError) and not getattr(error, "actor_init_failed", False):

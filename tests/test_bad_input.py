@@ -21,10 +21,14 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
+from actors.clients import cause
 from actors.env_worker import EnvFault, EnvWorker
+from actors.serving import EngineDied
 from envs.base import Task
 from posterior import cli
+from posterior.config import RunConfig
 from posterior.config_load import load
 from posterior.launch import make_plan
 
@@ -426,3 +430,11 @@ def test_a_run_that_an_environment_breaks_stays_whole(
 def steps(run: Path) -> list[int]:
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [row["step"] for row in rows if row["kind"] == "train"]
+
+
+def test_why_an_engine_died_is_no_link() -> None:
+    """pydantic ends its errors, vLLM's among them, with an address."""
+    with pytest.raises(ValidationError) as caught:
+        RunConfig(seed="three")  # type: ignore[arg-type]
+    assert "https" in str(caught.value).splitlines()[-1]
+    assert cause(EngineDied(str(caught.value))).startswith("Input should be a valid integer")
