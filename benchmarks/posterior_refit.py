@@ -1,12 +1,14 @@
 """A frozen helper is one step of EM: the policy stops at log E_q p(y*|x,z). One that is fitted further goes on.
 
-    python -m benchmarks.posterior_refit --json [--quick] [--prompts 16] [--steps 300] [--seeds 3] [--model FOLDER]
+    python -m benchmarks.posterior_refit --json [--quick] [--prompts 8] [--first 40] [--steps 150] [--seeds 3] [--model FOLDER]
 
 The model of tune_configs/walk_pretrain.yaml on a few prompts of the walk, whose thoughts (at most 3 tokens) are all listed. The helper is
 fitted while the policy stands still; then the policy is distilled onto it token by token (return-to-go, moving denominator, no anchor,
-no answer term), with the helper frozen or fitted on. Figures are means over prompts in nats, all by enumeration: log p(y*|x)
-before and after, and the plateau log E_q p(y*|x,z) of the first helper under the last reader, which the frozen run should reach and not
-pass.
+no answer term), with the helper frozen or fitted on. Figures are means over prompts in nats, all by enumeration:
+
+    start, end    log E p(y*|x,z) over the policy's thoughts, read by the model as it was: the theory holds the reader fixed
+    plateau       the same over the first helper's thoughts, which the frozen run should reach and not pass
+    own_end       as the last policy reads its own: reader and writer share their weights, and without an answer term the reader forgets
 """
 
 from __future__ import annotations
@@ -27,21 +29,22 @@ from algorithms.base import Context
 from algorithms.helper import Helper, HelperConfig
 from benchmarks.common import Measure, main
 from benchmarks.posterior_exact import base_model
-from benchmarks.posterior_testbed import Testbed
+from benchmarks.posterior_testbed import Case, Testbed
 from envs.base import Task
 from envs.walk import GIVEN, Walk
 from models.forward import Distribution
-from models.loading import RoleModel, load_role, load_tokenizer
+from models.loading import load_role, load_tokenizer
 
 BUDGET, SIZE = 3, 16
 
 
 @dataclass
 class Outcome:
-    """start, end: mean log p(y*|x). plateau: log E_q0 p(y*|x,z) with the reader of the end. curve: (step, log p(y*|x))."""
+    """As the figures above. curve: (step, as end)."""
 
     start: float
     end: float
+    own_end: float
     plateau: float
     curve: list[tuple[int, float]]
 
@@ -71,33 +74,33 @@ def follow(
     )
     frozen = load_role(path)
     bed = Testbed(run.models["policy"], tokenizer, Distribution(), BUDGET, GIVEN)
-    start = level(bed, tasks)[0]
+    cases = [bed.case(task) for task in tasks]
+    reader = [case.answer_logp for case in cases]
+    start = level(cases, reader)
     for _ in range(first):
         run.step(tasks)
     frozen.load_state_dict(run.models["helper"].state_dict())
+    frozen.eval()
+    plateau = level([bed.case(task, frozen) for task in tasks], reader, helper=True)
     curve = []
     for step in range(steps):
         run.step(tasks)
         if (step + 1) % every == 0:
-            curve.append((step + 1, level(bed, tasks)[0]))
-            print(f"{refit}, step {step + 1}: log p(y*|x) {curve[-1][1]:.3f}", file=sys.stderr, flush=True)
-    end, plateau = level(bed, tasks, frozen.eval())
-    return Outcome(start, end, plateau, curve)
+            curve.append((step + 1, level([bed.case(task) for task in tasks], reader)))
+            print(f"{refit}, step {step + 1}: {curve[-1][1]:.3f}, plateau {plateau:.3f}", file=sys.stderr, flush=True)
+    cases = [bed.case(task) for task in tasks]
+    return Outcome(start, level(cases, reader), level(cases, [case.answer_logp for case in cases]), plateau, curve)
 
 
-@torch.no_grad()
-def level(bed: Testbed, tasks: Sequence[Task], helper: RoleModel | None = None) -> tuple[float, float]:
-    """Means over tasks: log p(y*|x), and log E_q p(y*|x,z) of a helper (of the policy itself without one)."""
-    bed.model.eval()
-    own, by_helper = [], []
-    for task in tasks:
-        case = bed.case(task, helper)
-        log_q = np.log(np.maximum(case.probability, 1e-300)) + np.array([ratio.sum() for ratio in case.ratio])
-        if helper is None:
-            log_q = np.log(np.maximum(case.probability, 1e-300))
-        own.append(case.marginal)
-        by_helper.append(float(np.logaddexp.reduce(log_q + case.answer_logp)))
-    return float(np.mean(own)), float(np.mean(by_helper))
+def level(cases: Sequence[Case], reader: Sequence[np.ndarray], *, helper: bool = False) -> float:
+    """Mean over prompts of log E p(y*|x,z), z from the policy or the helper of the cases. reader: float64[Z] each, log p(y*|x,z)."""
+    out = []
+    for case, answer_logp in zip(cases, reader, strict=True):
+        log_z = np.log(np.maximum(case.probability, 1e-300))
+        if helper:
+            log_z = log_z + np.array([ratio.sum() for ratio in case.ratio])
+        out.append(float(np.logaddexp.reduce(log_z + answer_logp)))
+    return float(np.mean(out))
 
 
 def run(args: argparse.Namespace) -> list[Measure]:
@@ -108,7 +111,7 @@ def run(args: argparse.Namespace) -> list[Measure]:
     out = []
     for refit in ("never", "always"):
         found = [follow(path, tasks, refit, 2 if args.quick else args.first, steps, seed) for seed in range(seeds)]
-        for name in ("start", "end", "plateau"):
+        for name in ("start", "end", "own_end", "plateau"):
             values = [getattr(outcome, name) for outcome in found]
             out.append(Measure(f"{refit}_{name}", float(np.mean(values)), "nats"))
             out.append(Measure(f"{refit}_{name}_spread", float(np.ptp(values)), "nats"))
@@ -118,9 +121,9 @@ def run(args: argparse.Namespace) -> list[Measure]:
 
 
 OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("--prompts", {"type": int, "default": 16}),
-    ("--first", {"type": int, "default": 100}),
-    ("--steps", {"type": int, "default": 300}),
+    ("--prompts", {"type": int, "default": 8}),
+    ("--first", {"type": int, "default": 40}),
+    ("--steps", {"type": int, "default": 150}),
     ("--seeds", {"type": int, "default": 3}),
     ("--threads", {"type": int, "default": 1}),
     ("--model", {"default": None}),
