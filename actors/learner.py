@@ -95,6 +95,7 @@ class LearnerConfig:
     checkpoint_every: int
     keep_checkpoints: int
     eval_every: int
+    eval_flops: float | None
     eval_splits: Sequence[str]
     eval_tasks: int
     eval_samples: int
@@ -178,6 +179,8 @@ class Learner:
         self.spent = self.trained = self.tail = 0.0
         """FLOPs and seconds of training when the newest version was made, and what it took to publish and log it, which the next step is
         charged for: a checkpoint must say what was known when `last` was decided. Evaluation and checkpoints are free."""
+        self.spent_before = 0.0
+        """FLOPs when the version before it was made."""
         self.last = False
         """Whether the newest version is the run's last."""
         self.held_out = HeldOut(self)
@@ -191,17 +194,23 @@ class Learner:
         c = self.config
         version = self.first = self._begin()
         if c.eval_every and self.found is None:
+            if self._stops():  # before the first evaluation there is nothing to keep
+                return self._finish("interrupted", version)
             self.held_out.evaluate(0)
         self.last = self._over(version)
         while not self.last:
             self.step = version
-            if self._agree(self.rank == 0 and self.ask("stop_requested")):
+            if self._stops():
                 self._checkpoint(version)
                 return self._finish("interrupted", version)
             self._one_step(version)
             version += 1
         self._checkpoint(version)
         self._finish("finished", version)
+
+    def _stops(self) -> bool:
+        """Whether somebody pressed Ctrl-C; every rank says the same."""
+        return self._agree(self.rank == 0 and self.ask("stop_requested"))
 
     def _over(self, version: int) -> bool:
         """Whether training ends with this version: its steps, FLOPs or seconds are spent, or the monitor of a learned reward has ended it.
@@ -228,6 +237,7 @@ class Learner:
         clock.lap("credit")
         metrics.update(self._update(groups, step, clock))
         made = clock.total()
+        self.spent_before = self.spent
         self.spent = (
             self.flops_learning + self.flops_scoring + reply.totals["flops/sampling"] + reply.totals["flops/scoring"]
         )
@@ -382,7 +392,8 @@ class Learner:
 
     def _evaluates(self, version: int) -> bool:
         c = self.config
-        return bool(c.eval_every) and (version % c.eval_every == 0 or self.last)
+        due = c.eval_flops is not None and self.spent // c.eval_flops > self.spent_before // c.eval_flops
+        return bool(c.eval_every) and (version % c.eval_every == 0 or due or self.last)
 
     # ---- keeping ------------------------------------------------------------------------------------------------------------
 

@@ -105,7 +105,7 @@ def sibling_config(config: RunConfig, name: str, lr: float) -> RunConfig:
     out.train.seconds = config.train.seconds and config.controls.steps_factor * config.train.seconds
     out.train.optimiser.lr = lr
     out.eval.causal = 0
-    out.eval.every = out.train.steps
+    out.eval.every, out.eval.flops = out.train.steps, None
     out.controls.names = []
     if name == "no_thought":
         out.sampling.latents = 0

@@ -170,6 +170,9 @@ class Train(Section):
 class Evaluation(Section):
     every: NonNegativeInt = 20
     """Steps between evaluations on held-out tasks (also before the first and after the last step); 0 never."""
+    flops: PositiveFloat | None = None
+    """Evaluate also whenever training has cost so much more, so that methods whose steps cost differently are seen at the same compute;
+    null: by steps alone."""
     splits: list[str] = Field(default_factory=lambda: ["test"])
     """Held-out splits of the environment."""
     tasks: PositiveInt = 128
@@ -189,6 +192,14 @@ class Evaluation(Section):
     causal: NonNegativeInt = 0
     """After training, replace the latents of this many tasks of each split (zero, mean, noise, shuffle, transplant, truncation) and
     judge the answers again; 0 never."""
+
+    @model_validator(mode="after")
+    def _flops_of_what_is_evaluated(self) -> Self:
+        if self.flops is not None and not self.every:
+            raise ValueError(
+                "every is 0, which means no evaluation, also none by flops; set every to a number of steps"
+            )
+        return self
 
     @model_validator(mode="after")
     def _anchoring_of_drawn_thoughts(self) -> Self:

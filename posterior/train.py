@@ -100,6 +100,7 @@ def learner_config(plan: launch.Plan, run: RunDir, collector: Any, neighbours: N
         checkpoint_every=c.train.checkpoint_every,
         keep_checkpoints=c.train.keep_checkpoints,
         eval_every=c.eval.every,
+        eval_flops=c.eval.flops,
         eval_splits=c.eval.splits,
         eval_tasks=c.eval.tasks,
         eval_samples=c.eval.samples,

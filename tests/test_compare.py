@@ -8,7 +8,6 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,6 @@ import yaml
 from runs import result, rows, start, wait_until
 
 from actors.collector import by_task
-from actors.learner import Learner
 from actors.types import Group
 from envs.base import Task
 from models.trace import Trace
@@ -398,39 +396,6 @@ def test_held_out_values_by_task_follow_the_checkpoint(tmp_path: Path) -> None:
     assert run.read_held_out("test_more") == {}
 
 
-@pytest.mark.parametrize(
-    ("bounds", "ends"),
-    [((5, None, None), 5), ((5, 10.0, None), 3), ((2, 10.0, None), 2), ((5, 10.0, 0.5), 1), ((5, None, 1.0), 2)],
-)
-def test_training_ends_with_the_first_bound_that_is_spent(
-    bounds: tuple[int, float | None, float | None], ends: int
-) -> None:
-    """4 FLOPs and half a second a step. A learner that starts at the last version's checkpoint knows that it is over."""
-    steps, flops, seconds = bounds
-    learner: Any = object.__new__(Learner)
-    learner.config = SimpleNamespace(steps=steps, flops=flops, seconds=seconds, eval_every=0, monitor=None)
-    learner.rank, learner.world, learner.spent, learner.trained, learner.found = 0, 1, 0.0, 0.0, None
-    began, made, done = 0, [], []
-
-    def one_step(step: int) -> None:
-        made.append(step)
-        learner.spent, learner.trained = learner.spent + 4, learner.trained + 0.5
-        learner.last = learner._over(step + 1)
-
-    learner._one_step = one_step
-    learner._begin = lambda: began
-    learner.ask = lambda method: False
-    learner._checkpoint = lambda version: done.append(version)
-    learner._finish = lambda status, version: done.append((status, version))
-    learner.run()
-    assert made == list(range(ends))
-    assert done == [ends, ("finished", ends)]
-    began = ends
-    learner.run()
-    assert made == list(range(ends))
-    assert done[2:] == [ends, ("finished", ends)]
-
-
 def test_by_task_means_are_the_figures() -> None:
     """A task none of whose answers could be graded is null, and takes no part in the mean."""
 
@@ -460,7 +425,7 @@ WALKER: dict[str, Any] = {
     "algorithm": {"name": "jepo", "group_size": 4},
     "sampling": {"max_tokens": 6},
     "train": {"steps": 2000, "flops": FLOPS, "batch_groups": 4, "checkpoint_every": 5, "optimiser": {"lr": 3e-3}},
-    "eval": {"every": 1000, "tasks": 6, "samples": 2, "thoughts": 32},
+    "eval": {"every": 1000, "flops": FLOPS / 4, "tasks": 6, "samples": 2, "thoughts": 32},
     "log": {"traces_every": 0},
 }
 
@@ -513,7 +478,10 @@ def check_run(run: Path, means: dict[str, Any], arm: str) -> None:
     assert charged(train[-2]) < FLOPS
     last = train[-1]["version"]
     assert (run / f"checkpoints/step_{last:06d}/meta.json").exists()
-    assert {path.name for path in (run / "held_out").iterdir()} == {"000000_test.json", f"{last:06d}_test.json"}
+    quarters = [0, *(charged(row) // (FLOPS / 4) for row in train)]
+    evaluated = {0, last, *(version for version in range(1, last) if quarters[version] > quarters[version - 1])}
+    assert len(evaluated) > 2
+    assert {path.name for path in (run / "held_out").iterdir()} == {f"{version:06d}_test.json" for version in evaluated}
     found = json.loads((run / "result.json").read_text())
     assert (found["status"], found["steps"]) == ("finished", last)
     for version, when, mine in ((0, "baseline", "before"), (last, "final", "after")):

@@ -113,8 +113,10 @@ def test_errors_name_place_key_value_and_mend(write, text: str, message: str) ->
         ("algorithm.group_sise=3", "algorithm.group_sise is not a known key; did you mean algorithm.group_size?"),
         ("algorithm.name=rlvf", "no algorithm is called 'rlvf'; did you mean rlvr?"),
         ("algorithm.name=3", "algorithm.name must be text, not 3"),
+        ("eval={every: 0, flops: 1e9}", "eval: every is 0, which means no evaluation, also none by flops; set every to a number of steps"),
+        ("eval.anchoring=3", "eval: anchoring is measured of the thoughts that are drawn: set thoughts to 3 or more"),
     ],
-)
+)  # fmt: skip
 def test_errors_of_words(word: str, message: str) -> None:
     assert fails(None, word).removeprefix("command line: ") == message.removeprefix("command line: ")
 

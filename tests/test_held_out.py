@@ -40,7 +40,14 @@ class Steps(Learner):
         self.kls, self.component = kls, component
         self.config: Any = SimpleNamespace(
             **{"steps": 8, "flops": None, "seconds": None, "roles": {}, "traces_every": 0, "trace_groups": 4},
-            **{"eval_every": 1, "eval_splits": ["test"], "eval_tasks": 2, "eval_samples": 1, "eval_temperature": 1.0},
+            **{
+                "eval_every": 1,
+                "eval_flops": None,
+                "eval_splits": ["test"],
+                "eval_tasks": 2,
+                "eval_samples": 1,
+                "eval_temperature": 1.0,
+            },
             **{"checkpoint_every": 100, "probe": ProbePlan(0), "monitor": monitor},
             recorder=Recorder(run.path, "run", model),
         )
