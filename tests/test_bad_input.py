@@ -435,6 +435,6 @@ def steps(run: Path) -> list[int]:
 def test_why_an_engine_died_is_no_link() -> None:
     """pydantic ends its errors, vLLM's among them, with an address."""
     with pytest.raises(ValidationError) as caught:
-        RunConfig(seed="three")  # type: ignore[arg-type]
+        RunConfig(seed="three")
     assert "https" in str(caught.value).splitlines()[-1]
     assert cause(EngineDied(str(caught.value))).startswith("Input should be a valid integer")

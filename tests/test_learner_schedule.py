@@ -63,7 +63,8 @@ def test_a_stop_before_the_first_evaluation_keeps_nothing() -> None:
     """A checkpoint of version 0 would have the run that continues believe that version 0 was evaluated."""
     learner: Any = object.__new__(Learner)
     learner.config = SimpleNamespace(eval_every=1)
-    learner.rank, learner.world, learner.found, done = 0, 1, None, []
+    learner.rank, learner.world, learner.found = 0, 1, None
+    done: list[Any] = []
     learner._begin = lambda: 0
     learner.ask = lambda method: method == "stop_requested"
     learner.held_out = SimpleNamespace(evaluate=lambda version: done.append("evaluated"))
