@@ -112,7 +112,7 @@ def test_compute_is_matched_by_what_all_arms_share(tmp_path: Path) -> None:
 
 def test_the_shipped_comparison_is_valid() -> None:
     plan = load_comparison(ROOT / "tune_configs/compare_posterior.yaml")
-    assert len(plan.arms) == 11
+    assert len(plan.arms) == 12
     assert len(plan.points) == 2
     assert [name for name, arm in plan.config.arms.items() if arm.grader] == ["rlvr", "star"]
     assert compute({name: resolved.config for name, resolved in plan.arms.items()}) == "flops"
