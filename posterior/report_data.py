@@ -134,7 +134,8 @@ def _evaluations(rows: Sequence[Mapping[str, Any]], flops: Sequence[tuple[float,
 
 
 def _flops(row: Mapping[str, Any]) -> float | None:
-    parts = [number(value) for key, value in row.items() if key.startswith("flops/")]
+    """What training has cost so far; evaluation is free, as it is for `train.flops`."""
+    parts = [number(value) for key, value in row.items() if key.startswith("flops/") and key != "flops/eval"]
     known = [part for part in parts if part is not None]
     return number(float(sum(known))) if known else None
 

@@ -228,7 +228,14 @@ def test_long_runs_are_thinned_and_keep_their_peaks(tmp_path: Path) -> None:
     run = RunDir.create("long", tmp_path / "r")
     steps = 4 * MAX_POINTS
     rows = [
-        {"kind": "train", "step": s, "gap/max": float(s == 1001), "gap/mean": float(s == 1001), "flops/a": s}
+        {
+            "kind": "train",
+            "step": s,
+            "gap/max": float(s == 1001),
+            "gap/mean": float(s == 1001),
+            "flops/a": s,
+            "flops/eval": 7.0,
+        }
         for s in range(steps)
     ]
     run.metrics.write_text("".join(json.dumps(row) + "\n" for row in rows))
